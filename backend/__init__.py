@@ -1,0 +1,1 @@
+"""The company: domain, roles, adapters, operations, engine, API and worker, in layers."""

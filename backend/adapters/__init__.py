@@ -1,0 +1,1 @@
+"""The outside world: database, models, git, sandbox, scanners, broker."""

@@ -1,0 +1,61 @@
+"""Connections: one engine a process, and the transaction that every edge works in."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from uuid import UUID
+
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
+
+from backend.domain.ports import Bell
+
+Sessions = async_sessionmaker[AsyncSession]
+
+_RINGS = "company_rings"
+_WAKES = "company_wakes"
+
+
+def asyncpg_url(url: str) -> URL:
+    """Return a `postgres://` or `postgresql://` URL with the asyncpg driver named."""
+    return make_url(url.replace("postgres://", "postgresql://", 1)).set(drivername="postgresql+asyncpg")
+
+
+def connect(url: str, *, pool_size: int = 10) -> AsyncEngine:
+    """Make the engine of this process; connections are opened when they are first needed."""
+    return create_async_engine(
+        asyncpg_url(url), pool_size=pool_size, max_overflow=pool_size, pool_pre_ping=True, pool_recycle=1800
+    )
+
+
+def sessions_of(engine: AsyncEngine) -> Sessions:
+    """Sessions whose rows stay readable after the commit."""
+    return async_sessionmaker(engine, expire_on_commit=False)
+
+
+def ring_after_commit(session: AsyncSession, run_id: UUID) -> None:
+    """Note that the workers are to be told of a run once this transaction is committed."""
+    session.info.setdefault(_RINGS, set()).add(run_id)
+
+
+def wake_after_commit(session: AsyncSession, run_id: UUID) -> None:
+    """Note that a run's followers are to be told once this transaction is committed."""
+    session.info.setdefault(_WAKES, set()).add(run_id)
+
+
+async def tell(session: AsyncSession, bell: Bell) -> None:
+    """Ring and wake for what the session noted; called by an edge after its commit."""
+    for run_id in session.info.pop(_RINGS, set()):
+        await bell.ring(run_id)
+    for run_id in session.info.pop(_WAKES, set()):
+        await bell.wake(run_id)
+
+
+@asynccontextmanager
+async def transaction(sessions: Sessions, bell: Bell) -> AsyncIterator[AsyncSession]:
+    """One transaction of an edge: commit at the end, roll back on any error, and only then ring and wake."""
+    async with sessions() as session:
+        async with session.begin():
+            yield session
+        await tell(session, bell)

@@ -1,0 +1,1 @@
+"""Model providers: one call in, one reply out, with what it cost."""

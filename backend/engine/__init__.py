@@ -1,0 +1,1 @@
+"""Runs a graph to its end: leases, journal, effects and the executor."""

@@ -1,0 +1,1 @@
+"""What can be done: async functions, session first, never commit."""

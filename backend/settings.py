@@ -1,0 +1,50 @@
+"""Settings of the installation, read from the environment here and nowhere else, and passed down.
+
+Nothing needs to be set: the defaults run the embedded company under `./.company`. What a *run* does is configured by
+`backend.domain.config`, not here.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class EngineSettings(BaseModel):
+    """How this installation drives runs; seconds unless named otherwise."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    lease_seconds: Annotated[float, Field(gt=0, le=600)] = 15.0
+    heartbeat_seconds: Annotated[float, Field(gt=0, le=60)] = 3.0
+    reaper_seconds: Annotated[float, Field(gt=0, le=60)] = 2.0
+    slice_seconds: Annotated[float, Field(gt=0, le=3600)] = 300.0
+    max_claims: Annotated[int, Field(ge=1, le=100)] = 5
+    concurrency: Annotated[int, Field(ge=1, le=1000)] = 64
+    """Runs that one worker process drives at once."""
+    commands: Annotated[int, Field(ge=1, le=256)] = 2
+    """Sandboxed commands at once on this machine."""
+    pool_size: Annotated[int, Field(ge=1, le=500)] = 10
+
+
+class Settings(BaseSettings):
+    """All settings; nested ones as `COMPANY_ENGINE__LEASE_SECONDS`."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="COMPANY_", env_nested_delimiter="__", frozen=True, extra="ignore", populate_by_name=True
+    )
+
+    home: Path = Path(".company")
+    """The state directory: embedded data, repositories, worktrees, artifacts (`COMPANY_HOME`)."""
+    database_url: SecretStr | None = Field(
+        default=None, validation_alias=AliasChoices("DATABASE_URL", "COMPANY_DATABASE_URL")
+    )
+    redis_url: SecretStr | None = Field(default=None, validation_alias=AliasChoices("REDIS_URL", "COMPANY_REDIS_URL"))
+    environment: Literal["development", "production"] = "development"
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65_535)] = 8000
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    engine: EngineSettings = EngineSettings()

@@ -1,0 +1,1 @@
+"""Celery: a doorbell that carries run ids; the truth is in Postgres."""

@@ -1,0 +1,1 @@
+"""Graphs that ship with the company; each folder is one plug-in."""
