@@ -54,6 +54,8 @@ class RoleConfig(Section):
     max_output_tokens: Annotated[int, Field(ge=16, le=200_000)] = 8_000
     prompt_version: Name | None = None
     edit_format: Literal["tools", "fenced"] = "tools"
+    context_tokens: Annotated[int, Field(ge=4_000, le=10_000_000)] = 128_000
+    """The model's window; the history of tool calls is compacted at 60 % of it."""
 
 
 class ProviderConfig(Section):

@@ -291,6 +291,8 @@ class RunContext:
     workspace: Workspace
     checks: Checks
     answers: Mapping[str, Answer] = field(default_factory=dict)
+    waived: frozenset[str] = frozenset()
+    """Fingerprints of findings that a named person waived or called false, valid when the run was claimed."""
 
 
 class Held(Exception):
