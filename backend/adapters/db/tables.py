@@ -6,11 +6,8 @@ writers. Ids are UUIDv7 made by Postgres, or UUIDv5 from `domain/ids.py` where t
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable
 from datetime import datetime
 from decimal import Decimal
-from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
@@ -18,141 +15,64 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     CheckConstraint,
-    DateTime,
     ForeignKey,
     Index,
-    LargeBinary,
-    MetaData,
-    Numeric,
     PrimaryKeyConstraint,
     SmallInteger,
-    Text,
-    TypeDecorator,
     UniqueConstraint,
-    Uuid,
 )
-from sqlalchemy import (
-    text as sql,
-)
-from sqlalchemy.dialects.postgresql import JSONB
-from sqlalchemy.engine import Dialect
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy import text as sql
+from sqlalchemy.orm import Mapped, mapped_column
 
+from backend.adapters.db.columns import (
+    Table,
+    created,
+    one_of,
+    row_id,
+    row_version,
+    storable,
+    storable_json,
+    tenant,
+    updated,
+)
 from backend.domain.comment import CommentType
 from backend.domain.finding import FindingSource, FindingStatus, Severity
-from backend.domain.ids import DEFAULT_TENANT
 from backend.domain.project import ProjectStatus
 from backend.domain.question import ExpiryAction, QuestionKind, QuestionStatus
 from backend.domain.role import Role
 from backend.domain.run import ACTIVE, Request, RunStatus
 from backend.domain.task import TaskKind, TaskStatus
-from backend.errors import Invalid
 
-_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
-
-
-def storable(value: str) -> str:
-    """Return the text as Postgres can keep it; raise `Invalid` for NUL characters and lone surrogates."""
-    if _UNSTORABLE.search(value):
-        raise Invalid("The text holds a NUL character or half of a surrogate pair; remove it and send it again.")
-    return value
-
-
-def storable_json(value: Any) -> Any:
-    """Check every string of a JSON value as `storable` does."""
-    if isinstance(value, str):
-        return storable(value)
-    if isinstance(value, dict):
-        return {storable(str(key)): storable_json(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [storable_json(item) for item in value]
-    return value
-
-
-class CleanText(TypeDecorator[str]):
-    """Text that Postgres can keep."""
-
-    impl = Text
-    cache_ok = True
-
-    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
-        """Refuse what cannot be stored before it reaches the driver."""
-        return None if value is None else storable(value)
-
-
-class CleanJson(TypeDecorator[Any]):
-    """JSONB whose strings Postgres can keep."""
-
-    impl = JSONB
-    cache_ok = True
-
-    def process_bind_param(self, value: Any, dialect: Dialect) -> Any:
-        """Refuse what cannot be stored before it reaches the driver."""
-        return storable_json(value)
-
-
-class Table(DeclarativeBase):
-    """The registry of all tables, with one naming convention for constraints."""
-
-    metadata = MetaData(
-        naming_convention={
-            "ix": "idx_%(table_name)s_%(column_0_N_name)s",
-            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
-            "ck": "ck_%(table_name)s_%(constraint_name)s",
-            "fk": "fk_%(table_name)s_%(column_0_N_name)s",
-            "pk": "pk_%(table_name)s",
-        }
-    )
-    type_annotation_map = {
-        str: CleanText,
-        datetime: DateTime(timezone=True),
-        Decimal: Numeric(14, 6),
-        UUID: Uuid,
-        bytes: LargeBinary,
-        dict[str, Any]: CleanJson,
-        list[Any]: CleanJson,
-    }
-
-
-def _one_of(column: str, words: Iterable[StrEnum]) -> CheckConstraint:
-    listed = ", ".join(f"'{word}'" for word in words)
-    return CheckConstraint(f"{column} IN ({listed})", name=column)
-
-
-def _id() -> Mapped[UUID]:
-    return mapped_column(primary_key=True, server_default=sql("uuidv7()"), comment="Time-ordered random id")
-
-
-def _tenant() -> Mapped[UUID]:
-    return mapped_column(
-        ForeignKey("tenants.id"), server_default=sql(f"'{DEFAULT_TENANT}'"), index=True, comment="Owner of the row"
-    )
-
-
-def _created() -> Mapped[datetime]:
-    return mapped_column(server_default=sql("clock_timestamp()"), comment="When the row was made (UTC)")
-
-
-def _updated() -> Mapped[datetime]:
-    return mapped_column(
-        server_default=sql("clock_timestamp()"),
-        onupdate=sql("clock_timestamp()"),
-        comment="When the row last changed (UTC)",
-    )
-
-
-def _version() -> Mapped[int]:
-    return mapped_column(server_default="1", comment="Counts changes; sent as ETag, expected back in If-Match")
+__all__ = [
+    "Artifact",
+    "Budget",
+    "DeadLetter",
+    "Event",
+    "Finding",
+    "IdempotencyKey",
+    "ModelCall",
+    "Project",
+    "ProjectRun",
+    "ProjectTemplate",
+    "Question",
+    "Table",
+    "Task",
+    "TaskComment",
+    "TaskDependency",
+    "Tenant",
+    "storable",
+    "storable_json",
+]
 
 
 class Tenant(Table):
     """Owner of projects, templates and keys."""
 
     __tablename__ = "tenants"
-    id: Mapped[UUID] = _id()
+    id: Mapped[UUID] = row_id()
     name: Mapped[str] = mapped_column(unique=True, comment="Shown name")
     monthly_budget_usd: Mapped[Decimal | None] = mapped_column(comment="Limit of all runs in a calendar month (UTC)")
-    created_at: Mapped[datetime] = _created()
+    created_at: Mapped[datetime] = created()
     __table_args__ = ({"comment": "Owners of projects, templates and keys; every query is scoped by one"},)
 
 
@@ -160,8 +80,8 @@ class ProjectTemplate(Table):
     """A versioned preset; immutable but for `archived_at`."""
 
     __tablename__ = "project_templates"
-    id: Mapped[UUID] = _id()
-    tenant_id: Mapped[UUID] = _tenant()
+    id: Mapped[UUID] = row_id()
+    tenant_id: Mapped[UUID] = tenant(index=False)
     slug: Mapped[str] = mapped_column(comment="Short name, the same over all versions")
     version: Mapped[int] = mapped_column(comment="Counts from 1 within the slug")
     title: Mapped[str] = mapped_column(comment="Shown name")
@@ -171,7 +91,7 @@ class ProjectTemplate(Table):
     content_hash: Mapped[str] = mapped_column(comment="sha256 of the canonical content")
     built_in: Mapped[bool] = mapped_column(server_default=sql("false"), comment="Loaded from the files that ship")
     archived_at: Mapped[datetime | None] = mapped_column(comment="When it was put away; null while it is offered")
-    created_at: Mapped[datetime] = _created()
+    created_at: Mapped[datetime] = created()
     __table_args__ = (
         UniqueConstraint("tenant_id", "slug", "version"),
         CheckConstraint("version >= 1", name="version"),
@@ -183,8 +103,8 @@ class Project(Table):
     """A brief and what became of it."""
 
     __tablename__ = "projects"
-    id: Mapped[UUID] = _id()
-    tenant_id: Mapped[UUID] = _tenant()
+    id: Mapped[UUID] = row_id()
+    tenant_id: Mapped[UUID] = tenant(index=False)
     name: Mapped[str] = mapped_column(comment="Shown name")
     brief: Mapped[str] = mapped_column(comment="What is to be built, in the words of the person who wants it")
     status: Mapped[str] = mapped_column(server_default="DRAFT", comment="Life cycle, see domain/project.py")
@@ -197,12 +117,12 @@ class Project(Table):
         ForeignKey("project_runs.id", use_alter=True), index=True, comment="The run that is on its way, if any"
     )
     spent_usd: Mapped[Decimal] = mapped_column(server_default="0", comment="Sum of all its runs")
-    version: Mapped[int] = _version()
+    version: Mapped[int] = row_version()
     archived_at: Mapped[datetime | None] = mapped_column(comment="When it was put away")
-    created_at: Mapped[datetime] = _created()
-    updated_at: Mapped[datetime] = _updated()
+    created_at: Mapped[datetime] = created()
+    updated_at: Mapped[datetime] = updated()
     __table_args__ = (
-        _one_of("status", ProjectStatus),
+        one_of("status", ProjectStatus),
         Index("idx_project_status_created", "status", "created_at"),
         Index("idx_project_tenant_created", "tenant_id", "created_at", "id"),
         {"comment": "Projects: a brief, a template and the runs that work on it"},
@@ -213,8 +133,8 @@ class ProjectRun(Table):
     """One execution of a graph for a project, with its lease, limits and totals."""
 
     __tablename__ = "project_runs"
-    id: Mapped[UUID] = _id()
-    tenant_id: Mapped[UUID] = _tenant()
+    id: Mapped[UUID] = row_id()
+    tenant_id: Mapped[UUID] = tenant(index=False)
     project_id: Mapped[UUID] = mapped_column(ForeignKey("projects.id", ondelete="CASCADE"), comment="Whose run it is")
     number: Mapped[int] = mapped_column(comment="Counts from 1 within the project")
     status: Mapped[str] = mapped_column(server_default="QUEUED", comment="Life cycle, see domain/run.py")
@@ -258,19 +178,20 @@ class ProjectRun(Table):
     idempotency_key: Mapped[str | None] = mapped_column(comment="Key that its start was asked with")
     correlation_id: Mapped[str] = mapped_column(server_default="", comment="Request id that started it")
     started_by: Mapped[str] = mapped_column(server_default="", comment="Who asked for it")
-    version: Mapped[int] = _version()
+    version: Mapped[int] = row_version()
     queued_at: Mapped[datetime] = mapped_column(
         server_default=sql("clock_timestamp()"), comment="When it last became QUEUED"
     )
     started_at: Mapped[datetime | None] = mapped_column(comment="When it was first claimed")
     ended_at: Mapped[datetime | None] = mapped_column(comment="When it ended")
-    created_at: Mapped[datetime] = _created()
-    updated_at: Mapped[datetime] = _updated()
+    created_at: Mapped[datetime] = created()
+    updated_at: Mapped[datetime] = updated()
     __table_args__ = (
-        _one_of("status", RunStatus),
-        _one_of("requested", Request),
+        one_of("status", RunStatus),
+        one_of("requested", Request),
         UniqueConstraint("project_id", "number"),
         CheckConstraint("reserved_tokens >= 0 AND reserved_usd >= 0", name="reserved_floor"),
+        CheckConstraint("reserved_tokens <= limit_tokens AND reserved_usd <= limit_usd", name="reserved_ceiling"),
         CheckConstraint("spent_tokens_input >= 0 AND spent_tokens_output >= 0 AND spent_usd >= 0", name="spent_floor"),
         CheckConstraint("limit_tokens > 0 AND limit_usd > 0 AND limit_seconds > 0", name="limits"),
         CheckConstraint("progress BETWEEN 0 AND 100", name="progress"),
@@ -299,8 +220,8 @@ class Task(Table):
     """A piece of work of a run."""
 
     __tablename__ = "tasks"
-    id: Mapped[UUID] = _id()
-    tenant_id: Mapped[UUID] = _tenant()
+    id: Mapped[UUID] = row_id()
+    tenant_id: Mapped[UUID] = tenant()
     run_id: Mapped[UUID] = mapped_column(ForeignKey("project_runs.id", ondelete="CASCADE"), comment="Run it belongs to")
     parent_task_id: Mapped[UUID | None] = mapped_column(
         ForeignKey("tasks.id", ondelete="CASCADE"), index=True, comment="Task it is part of"
@@ -318,14 +239,16 @@ class Task(Table):
     )
     branch: Mapped[str | None] = mapped_column(comment="Git branch of the work")
     commit: Mapped[str | None] = mapped_column(comment="Git commit of the work")
-    version: Mapped[int] = _version()
-    created_at: Mapped[datetime] = _created()
-    updated_at: Mapped[datetime] = _updated()
+    version: Mapped[int] = row_version()
+    created_at: Mapped[datetime] = created()
+    updated_at: Mapped[datetime] = updated()
     __table_args__ = (
-        _one_of("status", TaskStatus),
-        _one_of("kind", TaskKind),
-        _one_of("assigned_role", Role),
+        one_of("status", TaskStatus),
+        one_of("kind", TaskKind),
+        one_of("assigned_role", Role),
         UniqueConstraint("run_id", "key"),
+        CheckConstraint("iteration >= 0", name="iteration"),
+        CheckConstraint("parent_task_id <> id", name="not_its_parent"),
         Index("idx_task_status_assigned", "status", "assigned_role"),
         Index("idx_task_run_created", "run_id", "created_at", "id"),
         {"comment": "Tasks of a run: a tree by parent, a DAG by task_dependencies"},
@@ -351,8 +274,8 @@ class TaskComment(Table):
     """One entry of the audit trail; append-only."""
 
     __tablename__ = "task_comments"
-    id: Mapped[UUID] = _id()
-    tenant_id: Mapped[UUID] = _tenant()
+    id: Mapped[UUID] = row_id()
+    tenant_id: Mapped[UUID] = tenant()
     run_id: Mapped[UUID] = mapped_column(ForeignKey("project_runs.id", ondelete="CASCADE"), comment="Run it belongs to")
     task_id: Mapped[UUID | None] = mapped_column(
         ForeignKey("tasks.id", ondelete="CASCADE"), comment="Task it is about; null: the whole run"
@@ -370,9 +293,9 @@ class TaskComment(Table):
     rationale: Mapped[str | None] = mapped_column(comment="Why it was decided so")
     node: Mapped[str | None] = mapped_column(comment="Node that wrote it")
     visit: Mapped[int | None] = mapped_column(comment="Visit of the node")
-    created_at: Mapped[datetime] = _created()
+    created_at: Mapped[datetime] = created()
     __table_args__ = (
-        _one_of("comment_type", CommentType),
+        one_of("comment_type", CommentType),
         Index("idx_comment_type_agent", "comment_type", "author_role"),
         Index("idx_comment_task_created", "task_id", "created_at"),
         Index("idx_comment_run_created", "run_id", "created_at", "id"),
@@ -384,8 +307,8 @@ class Artifact(Table):
     """Metadata of what a run made."""
 
     __tablename__ = "artifacts"
-    id: Mapped[UUID] = _id()
-    tenant_id: Mapped[UUID] = _tenant()
+    id: Mapped[UUID] = row_id()
+    tenant_id: Mapped[UUID] = tenant()
     run_id: Mapped[UUID] = mapped_column(ForeignKey("project_runs.id", ondelete="CASCADE"), comment="Run that made it")
     task_id: Mapped[UUID | None] = mapped_column(
         ForeignKey("tasks.id", ondelete="CASCADE"), index=True, comment="Task that made it"
@@ -396,7 +319,7 @@ class Artifact(Table):
     size: Mapped[int] = mapped_column(BigInteger, comment="Bytes")
     sha256: Mapped[str] = mapped_column(comment="Hash of the body, hexadecimal")
     commit: Mapped[str | None] = mapped_column(comment="Commit that holds the body; null: the artifact store does")
-    created_at: Mapped[datetime] = _created()
+    created_at: Mapped[datetime] = created()
     __table_args__ = (
         CheckConstraint("size >= 0", name="size"),
         Index("idx_artifact_run_created", "run_id", "created_at", "id"),
@@ -408,8 +331,8 @@ class Finding(Table):
     """What scanners, tests and reviews found."""
 
     __tablename__ = "findings"
-    id: Mapped[UUID] = _id()
-    tenant_id: Mapped[UUID] = _tenant()
+    id: Mapped[UUID] = row_id()
+    tenant_id: Mapped[UUID] = tenant()
     run_id: Mapped[UUID] = mapped_column(ForeignKey("project_runs.id", ondelete="CASCADE"), comment="Run that found it")
     task_id: Mapped[UUID | None] = mapped_column(
         ForeignKey("tasks.id", ondelete="CASCADE"), index=True, comment="Task it is about"
@@ -426,12 +349,12 @@ class Finding(Table):
     waived_by: Mapped[str | None] = mapped_column(comment="Person who waived it")
     waived_reason: Mapped[str | None] = mapped_column(comment="Why it was waived")
     waived_until: Mapped[datetime | None] = mapped_column(comment="When the waiver ends")
-    created_at: Mapped[datetime] = _created()
-    updated_at: Mapped[datetime] = _updated()
+    created_at: Mapped[datetime] = created()
+    updated_at: Mapped[datetime] = updated()
     __table_args__ = (
-        _one_of("status", FindingStatus),
-        _one_of("severity", Severity),
-        _one_of("source", FindingSource),
+        one_of("status", FindingStatus),
+        one_of("severity", Severity),
+        one_of("source", FindingSource),
         UniqueConstraint("run_id", "fingerprint"),
         CheckConstraint(
             "status <> 'waived' OR (waived_by IS NOT NULL AND waived_reason IS NOT NULL AND waived_until IS NOT NULL)",
@@ -446,8 +369,8 @@ class Question(Table):
     """What people are asked, answered once."""
 
     __tablename__ = "questions"
-    id: Mapped[UUID] = _id()
-    tenant_id: Mapped[UUID] = _tenant()
+    id: Mapped[UUID] = row_id()
+    tenant_id: Mapped[UUID] = tenant()
     run_id: Mapped[UUID] = mapped_column(ForeignKey("project_runs.id", ondelete="CASCADE"), comment="Run that asks")
     task_id: Mapped[UUID | None] = mapped_column(
         ForeignKey("tasks.id", ondelete="CASCADE"), index=True, comment="Task it is about"
@@ -468,12 +391,16 @@ class Question(Table):
     answer: Mapped[str | None] = mapped_column(comment="What was answered")
     answered_by: Mapped[str | None] = mapped_column(comment="Who answered; `expiry`: nobody did")
     answered_at: Mapped[datetime | None] = mapped_column(comment="When it was answered")
-    created_at: Mapped[datetime] = _created()
+    created_at: Mapped[datetime] = created()
     __table_args__ = (
-        _one_of("status", QuestionStatus),
-        _one_of("kind", QuestionKind),
-        _one_of("on_expiry", ExpiryAction),
+        one_of("status", QuestionStatus),
+        one_of("kind", QuestionKind),
+        one_of("on_expiry", ExpiryAction),
         UniqueConstraint("run_id", "key"),
+        CheckConstraint(
+            "status <> 'ANSWERED' OR (answer IS NOT NULL AND answered_by IS NOT NULL AND answered_at IS NOT NULL)",
+            name="answer",
+        ),
         Index("idx_question_status_created", "status", "created_at", "id"),
         Index("idx_question_due", "due_at", postgresql_where=sql("status = 'OPEN'")),
         {"comment": "What runs ask people; answered once"},
@@ -484,8 +411,8 @@ class ModelCall(Table):
     """One attempt at a model call: the journal and the ledger in one."""
 
     __tablename__ = "model_calls"
-    id: Mapped[UUID] = _id()
-    tenant_id: Mapped[UUID] = _tenant()
+    id: Mapped[UUID] = row_id()
+    tenant_id: Mapped[UUID] = tenant()
     run_id: Mapped[UUID] = mapped_column(ForeignKey("project_runs.id", ondelete="CASCADE"), comment="Run that pays")
     task_id: Mapped[UUID | None] = mapped_column(
         index=True, comment="Task it is for (no foreign key: the task may commit later)"
@@ -522,11 +449,17 @@ class ModelCall(Table):
     price_version: Mapped[str] = mapped_column(server_default="", comment="Where the price came from")
     latency_ms: Mapped[int | None] = mapped_column(comment="From sending to the whole answer")
     lease_epoch: Mapped[int] = mapped_column(BigInteger, comment="Fence under which it was made")
-    created_at: Mapped[datetime] = _created()
+    created_at: Mapped[datetime] = created()
     settled_at: Mapped[datetime | None] = mapped_column(comment="When it became done, failed or released")
     __table_args__ = (
         CheckConstraint("status IN ('reserved', 'done', 'failed', 'released')", name="status"),
-        _one_of("role", Role),
+        one_of("role", Role),
+        CheckConstraint("ordinal >= 1 AND attempt >= 1", name="position"),
+        CheckConstraint("reserved_tokens >= 0 AND reserved_usd >= 0", name="reserved_floor"),
+        CheckConstraint(
+            "tokens_input >= 0 AND tokens_output >= 0 AND tokens_cached >= 0 AND cost_usd >= 0", name="billed_floor"
+        ),
+        CheckConstraint("(status = 'reserved') = (settled_at IS NULL)", name="settled"),
         UniqueConstraint("run_id", "node", "visit", "ordinal", "attempt"),
         Index("idx_call_run_created", "run_id", "created_at", "id"),
         Index("idx_call_reserved", "run_id", "lease_epoch", postgresql_where=sql("status = 'reserved'")),
@@ -538,8 +471,8 @@ class Budget(Table):
     """Limits beside the run's own: of a role in a run, a project, a tenant's month."""
 
     __tablename__ = "budgets"
-    id: Mapped[UUID] = _id()
-    tenant_id: Mapped[UUID] = _tenant()
+    id: Mapped[UUID] = row_id()
+    tenant_id: Mapped[UUID] = tenant()
     scope: Mapped[str] = mapped_column(comment="run_role, project or tenant_month")
     owner_id: Mapped[UUID] = mapped_column(comment="Run, project or tenant")
     name: Mapped[str] = mapped_column(comment="Role, `all`, or the month as 2026-11")
@@ -549,11 +482,14 @@ class Budget(Table):
     spent_usd: Mapped[Decimal] = mapped_column(server_default="0", comment="Billed money")
     reserved_tokens: Mapped[int] = mapped_column(BigInteger, server_default="0", comment="Held for calls in flight")
     reserved_usd: Mapped[Decimal] = mapped_column(server_default="0", comment="Held for calls in flight")
-    created_at: Mapped[datetime] = _created()
+    created_at: Mapped[datetime] = created()
     __table_args__ = (
         UniqueConstraint("scope", "owner_id", "name"),
         CheckConstraint("scope IN ('run_role', 'project', 'tenant_month')", name="scope"),
         CheckConstraint("reserved_tokens >= 0 AND reserved_usd >= 0", name="reserved_floor"),
+        CheckConstraint("reserved_tokens <= limit_tokens AND reserved_usd <= limit_usd", name="reserved_ceiling"),
+        CheckConstraint("spent_tokens >= 0 AND spent_usd >= 0", name="spent_floor"),
+        CheckConstraint("limit_tokens > 0 AND limit_usd > 0", name="limits"),
         {"comment": "Limits beside the run's own, with what is spent and held"},
     )
 
@@ -563,7 +499,7 @@ class Event(Table):
 
     __tablename__ = "events"
     event_id: Mapped[UUID] = mapped_column(primary_key=True, server_default=sql("uuidv7()"), comment="Id of the event")
-    tenant_id: Mapped[UUID] = _tenant()
+    tenant_id: Mapped[UUID] = tenant(index=False)
     project_id: Mapped[UUID | None] = mapped_column(
         ForeignKey("projects.id", ondelete="CASCADE"), index=True, comment="Project it is about"
     )
@@ -593,8 +529,8 @@ class DeadLetter(Table):
     """What could not be executed or delivered, replayable."""
 
     __tablename__ = "dead_letters"
-    id: Mapped[UUID] = _id()
-    tenant_id: Mapped[UUID] = _tenant()
+    id: Mapped[UUID] = row_id()
+    tenant_id: Mapped[UUID] = tenant()
     run_id: Mapped[UUID | None] = mapped_column(
         ForeignKey("project_runs.id", ondelete="CASCADE"), index=True, comment="Run it is about"
     )
@@ -604,7 +540,7 @@ class DeadLetter(Table):
     error: Mapped[str] = mapped_column(comment="Last error, in a sentence")
     payload: Mapped[dict[str, Any]] = mapped_column(server_default=sql("'{}'"), comment="What is needed to do it again")
     replayed_at: Mapped[datetime | None] = mapped_column(comment="When it was tried again")
-    created_at: Mapped[datetime] = _created()
+    created_at: Mapped[datetime] = created()
     __table_args__ = (
         CheckConstraint("kind IN ('run', 'delivery')", name="kind"),
         {"comment": "What could not be executed or delivered; can be replayed"},
@@ -615,7 +551,7 @@ class IdempotencyKey(Table):
     """The answer to a state-changing POST, given again for the same key."""
 
     __tablename__ = "idempotency_keys"
-    tenant_id: Mapped[UUID] = _tenant()
+    tenant_id: Mapped[UUID] = tenant(index=False)
     key: Mapped[str] = mapped_column(comment="Sent by the client")
     request_hash: Mapped[str] = mapped_column(comment="sha256 of method, path and body")
     status: Mapped[int | None] = mapped_column(
@@ -625,7 +561,7 @@ class IdempotencyKey(Table):
         server_default=sql("'{}'"), comment="Headers of the answer that count"
     )
     body: Mapped[bytes | None] = mapped_column(comment="Body of the answer")
-    created_at: Mapped[datetime] = _created()
+    created_at: Mapped[datetime] = created()
     __table_args__ = (
         PrimaryKeyConstraint("tenant_id", "key"),
         Index("idx_idempotency_created", "created_at"),

@@ -1,0 +1,72 @@
+"""How alembic reaches the database: over asyncpg, one transaction an upgrade, one upgrade at a time.
+
+The address is the config attribute `url` (given by `backend.adapters.db.migrate`) or, from alembic's own command
+line, `DATABASE_URL` as the settings read it. A transaction-level advisory lock lets any number of upgrades start at
+once: the first does the work, the others find nothing left to do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from alembic import context
+from sqlalchemy import Connection, text
+from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.pool import NullPool
+
+from backend.adapters.db.engine import asyncpg_url
+from backend.adapters.db.tables import Table
+from backend.errors import Unavailable
+from backend.settings import Settings
+
+MIGRATION_LOCK = 5_021_867_001
+"""Key of the advisory lock; any number that nobody else uses in this database."""
+
+COMPARISON: dict[str, Any] = {"compare_type": True, "compare_server_default": True}
+
+
+def _url() -> str:
+    given = context.config.attributes.get("url")
+    if given is not None:
+        return str(given)
+    configured = Settings().database_url
+    if configured is None:
+        raise Unavailable("No database is named: set DATABASE_URL, or use `company migrate`.")
+    return configured.get_secret_value()
+
+
+def _migrate(connection: Connection) -> None:
+    context.configure(connection=connection, target_metadata=Table.metadata, **COMPARISON)
+    with context.begin_transaction():
+        # Waiting for another upgrade may take a while; waiting for a table that is in use may not, since everybody
+        # who comes after a waiting ALTER TABLE waits too.
+        connection.execute(text("SET LOCAL lock_timeout = '120s'"))
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK})
+        connection.execute(text("SET LOCAL lock_timeout = '2s'"))
+        context.run_migrations()
+
+
+async def _online() -> None:
+    engine = create_async_engine(asyncpg_url(_url()), poolclass=NullPool)
+    try:
+        async with engine.connect() as connection:
+            await connection.run_sync(_migrate)
+            await connection.commit()
+    finally:
+        await engine.dispose()
+
+
+def _offline() -> None:
+    context.configure(dialect_name="postgresql", target_metadata=Table.metadata, literal_binds=True, **COMPARISON)
+    with context.begin_transaction():
+        context.run_migrations()
+
+
+given_connection = context.config.attributes.get("connection")
+if context.is_offline_mode():
+    _offline()
+elif given_connection is not None:
+    _migrate(given_connection)
+else:
+    asyncio.run(_online())
