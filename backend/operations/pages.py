@@ -1,0 +1,140 @@
+"""How rows are shown: JSON made by Postgres, one row or a page of them, newest first, by keyset.
+
+A page deep in a list costs what the first one costs: the cursor names the last row that was seen, and the index is
+entered there. Money is a string with six decimals, instants are RFC 3339 in UTC with `Z`.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import DateTime, Numeric, Select, Text, cast, func, literal_column, select, tuple_
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.sql.elements import ColumnElement
+
+from backend.adapters.db.tables import Table
+from backend.errors import Fault, Invalid, NotFound
+
+MAX_LIMIT = 200
+MAX_SKIP = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class PageRequest:
+    """Which page is wanted; `skip` and `cursor` exclude each other, `count` asks for the total."""
+
+    limit: int = 50
+    cursor: str | None = None
+    skip: int = 0
+    count: bool = False
+
+    def __post_init__(self) -> None:
+        if self.cursor is not None and self.skip:
+            raise Invalid(
+                "Give either `skip` or `cursor`, not both.", faults=[Fault("/skip", "leave it out beside a cursor")]
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A page as JSON texts, ready to be sent."""
+
+    items: tuple[str, ...]
+    next_cursor: str | None
+    total: int | None = None
+
+    def json(self) -> bytes:
+        """The body of the answer."""
+        tail = "" if self.total is None else f',"total":{self.total}'
+        return f'{{"items":[{",".join(self.items)}],"next_cursor":{json.dumps(self.next_cursor)}{tail}}}'.encode()
+
+
+def cursor_of(instant: datetime, row_id: UUID) -> str:
+    """Name a row's place in the order (created_at, id)."""
+    return base64.urlsafe_b64encode(f"{instant.isoformat()} {row_id}".encode()).decode().rstrip("=")
+
+
+def read_cursor(cursor: str) -> tuple[datetime, UUID]:
+    """Take a cursor apart; raise `Invalid` for one that we did not make."""
+    try:
+        text = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True).decode()
+        instant, row_id = text.split(" ")
+        parsed = datetime.fromisoformat(instant)
+        if parsed.tzinfo is None:
+            raise ValueError("no time zone")
+        return parsed, UUID(row_id)
+    except (ValueError, binascii.Error) as error:
+        raise Invalid(
+            "This cursor was not made by a list of this API; use `next_cursor` of the page before.",
+            faults=[Fault("/cursor", "the `next_cursor` of the page before, unchanged")],
+        ) from error
+
+
+def shown(column: ColumnElement[Any]) -> ColumnElement[Any]:
+    """The column as it stands in JSON: money as text, instants with `Z`, all else as it is."""
+    if isinstance(column.type, Numeric):
+        return cast(column, Text)
+    if isinstance(column.type, DateTime):
+        return func.to_char(func.timezone("UTC", column), 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')
+    return column
+
+
+def _as_json(rows: Select[Any]) -> Select[str]:
+    return select(cast(func.row_to_json(literal_column("x")), Text)).select_from(rows.subquery("x"))
+
+
+def _cursor_after(item: str) -> str:
+    row = json.loads(item)
+    return cursor_of(datetime.fromisoformat(row["created_at"]), UUID(row["id"]))
+
+
+class View:
+    """What is shown of a table's rows: all columns but those left out, and more that are computed."""
+
+    def __init__(
+        self,
+        table: type[Table],
+        *,
+        leave_out: frozenset[str] = frozenset(),
+        more: Mapping[str, ColumnElement[Any]] | None = None,
+    ) -> None:
+        self.table = table
+        self.what = table.__tablename__.removeprefix("project_").removesuffix("s").replace("_", " ")
+        columns = {column.name: column for column in table.__table__.columns if column.name not in leave_out}
+        self.columns: dict[str, ColumnElement[Any]] = {**columns, **(more or {})}
+        self._shown = [shown(column).label(name) for name, column in self.columns.items()]
+        self._created = table.__table__.c.created_at
+        self._id = table.__table__.c.id
+
+    async def one(self, session: AsyncSession, *where: ColumnElement[bool]) -> str:
+        """The one row as JSON; raises `NotFound`."""
+        found = await session.scalar(_as_json(select(*self._shown).where(*where)))
+        if found is None:
+            raise NotFound(f"There is no such {self.what}.")
+        return found
+
+    async def all(self, session: AsyncSession, *where: ColumnElement[bool], order_by: Any, limit: int) -> list[str]:
+        """Up to `limit` rows as JSON in the order asked for."""
+        return list(await session.scalars(_as_json(select(*self._shown).where(*where).order_by(order_by).limit(limit))))
+
+    async def page(self, session: AsyncSession, wanted: PageRequest, *where: ColumnElement[bool]) -> Page:
+        """One page of the rows that fit, newest first."""
+        total = await self._count(session, *where) if wanted.count else None
+        inner = select(*self._shown).where(*where)
+        if wanted.cursor is not None:
+            inner = inner.where(tuple_(self._created, self._id) < read_cursor(wanted.cursor))
+        inner = inner.order_by(self._created.desc(), self._id.desc()).limit(wanted.limit + 1).offset(wanted.skip)
+        rows = (await session.scalars(_as_json(inner))).all()
+        items = tuple(rows[: wanted.limit])
+        more = len(rows) > wanted.limit
+        return Page(items, _cursor_after(items[-1]) if more else None, total)
+
+    async def _count(self, session: AsyncSession, *where: ColumnElement[bool]) -> int:
+        return int(await session.scalar(select(func.count()).select_from(self.table).where(*where)) or 0)

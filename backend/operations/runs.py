@@ -1,0 +1,324 @@
+"""What people can do with a run: start, pause, resume, stop, retry.
+
+Statuses change only along `domain/run.MOVES`, under the run's row lock; what a worker holds is asked of it
+(`requested`), what nobody holds is done at once. Locks are taken in the order run, then project.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from uuid import UUID
+
+from sqlalchemy import func, select, update
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from backend.adapters.db.engine import ring_after_commit
+from backend.adapters.db.tables import DeadLetter, Project, ProjectRun, ProjectTemplate, Question
+from backend.domain.config import Patch, RunConfig, merge
+from backend.domain.ids import DEFAULT_TENANT
+from backend.domain.lifecycle import transition
+from backend.domain.project import ProjectStatus
+from backend.domain.question import QuestionStatus
+from backend.domain.run import ENDED, MOVES, Request, RunStatus
+from backend.errors import Conflict, Fault, Invalid, NotFound
+from backend.operations import events, pages, projects
+
+VIEW = pages.View(ProjectRun, leave_out=frozenset({"tenant_id", "idempotency_key"}))
+LISTED = pages.View(
+    ProjectRun,
+    leave_out=frozenset({"tenant_id", "idempotency_key", "config_snapshot", "brief", "final_report"}),
+)
+
+STARTABLE = frozenset({ProjectStatus.READY, ProjectStatus.COMPLETED, ProjectStatus.FAILED})
+"""A project in one of these may get a new run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """New limits of a run that is retried; None leaves one as it is."""
+
+    tokens: int | None = None
+    usd: Decimal | None = None
+    seconds: int | None = None
+
+
+async def get(
+    session: AsyncSession, run_id: UUID, *, tenant_id: UUID = DEFAULT_TENANT, lock: bool = False
+) -> ProjectRun:
+    """The run; with `lock`, its row is ours until the transaction ends. Raises `NotFound`."""
+    query = select(ProjectRun).where(ProjectRun.id == run_id, ProjectRun.tenant_id == tenant_id)
+    if lock:
+        query = query.with_for_update(key_share=True).execution_options(populate_existing=True)
+    run = await session.scalar(query)
+    if run is None:
+        raise NotFound(f"There is no run {run_id}.")
+    return run
+
+
+async def page(
+    session: AsyncSession,
+    wanted: pages.PageRequest,
+    *,
+    tenant_id: UUID = DEFAULT_TENANT,
+    project_id: UUID | None = None,
+    status: RunStatus | None = None,
+    since: datetime | None = None,
+) -> pages.Page:
+    """A page of the runs that fit, newest first."""
+    where = [ProjectRun.tenant_id == tenant_id]
+    if project_id is not None:
+        where.append(ProjectRun.project_id == project_id)
+    if status is not None:
+        where.append(ProjectRun.status == status)
+    if since is not None:
+        where.append(ProjectRun.created_at >= since)
+    return await LISTED.page(session, wanted, *where)
+
+
+async def start(
+    session: AsyncSession,
+    project_id: UUID,
+    *,
+    patch: Patch,
+    graph_version: Callable[[str], str],
+    faults: Callable[[RunConfig, str], Sequence[Fault]],
+    by: str,
+    tenant_id: UUID = DEFAULT_TENANT,
+    correlation_id: str = "",
+    idempotency_key: str | None = None,
+) -> ProjectRun:
+    """Begin a run of a project: its settings are merged and pinned, and the workers are told.
+
+    `graph_version` names the version of a graph that new runs follow (raises `Invalid` for an unknown graph), `faults`
+    says what of a configuration cannot work on this installation (a missing key, an unpriced model). The same
+    `idempotency_key` gives the same run again. Raises `Conflict` while another run of the project is on its way.
+    """
+    project = await projects.get(session, project_id, tenant_id=tenant_id, lock=True)
+    if idempotency_key is not None and (again := await _started_with(session, project, idempotency_key)):
+        return again
+    _check_startable(project)
+    template = await _template_of(session, project)
+    config = merge({"graph": template.graph}, template.config_patch, project.config_patch, patch)
+    if found := faults(config, project.brief):
+        raise Invalid("The run cannot begin: " + " ".join(fault.message for fault in found), faults=found)
+    run = ProjectRun(
+        tenant_id=tenant_id,
+        project_id=project.id,
+        number=await _next_number(session, project.id),
+        status=RunStatus.QUEUED,
+        requested=Request.NONE,
+        graph=config.graph,
+        graph_version=graph_version(config.graph),
+        template_slug=template.slug,
+        template_version=template.version,
+        brief=project.brief,
+        config_snapshot=config.model_dump(mode="json"),
+        limit_tokens=config.budget.tokens,
+        limit_usd=config.budget.usd,
+        limit_seconds=config.budget.seconds,
+        event_seq=0,
+        correlation_id=correlation_id,
+        started_by=by,
+        idempotency_key=idempotency_key,
+    )
+    session.add(run)
+    await session.flush()
+    project.active_run_id = run.id
+    events.record(
+        session, run, "run.created", {"number": run.number, "graph": run.graph, "template": template.slug, "by": by}
+    )
+    ring_after_commit(session, run.id)
+    await session.flush()
+    return run
+
+
+def _check_startable(project: Project) -> None:
+    if project.active_run_id is not None:
+        raise Conflict(
+            f"Project {project.name} already has a run on its way ({project.active_run_id}); "
+            "wait for its end, or stop it."
+        )
+    if project.status not in STARTABLE:
+        raise Conflict(
+            f"Project {project.name} is {project.status}; only a project that is READY, COMPLETED or FAILED can be run."
+        )
+
+
+async def _started_with(session: AsyncSession, project: Project, key: str) -> ProjectRun | None:
+    found = await session.scalar(
+        select(ProjectRun).where(ProjectRun.tenant_id == project.tenant_id, ProjectRun.idempotency_key == key)
+    )
+    if found is not None and found.project_id != project.id:
+        raise Conflict(f"The key {key} has already started a run of another project.", code="idempotency_conflict")
+    return found
+
+
+async def _next_number(session: AsyncSession, project_id: UUID) -> int:
+    last = await session.scalar(select(func.max(ProjectRun.number)).where(ProjectRun.project_id == project_id))
+    return (last or 0) + 1
+
+
+async def _template_of(session: AsyncSession, project: Project) -> ProjectTemplate:
+    found = await session.scalar(
+        select(ProjectTemplate).where(
+            ProjectTemplate.tenant_id == project.tenant_id,
+            ProjectTemplate.slug == project.template_slug,
+            ProjectTemplate.version == project.template_version,
+        )
+    )
+    if found is None:
+        raise NotFound(f"There is no template {project.template_slug} version {project.template_version}.")
+    return found
+
+
+async def pause(session: AsyncSession, run_id: UUID, *, by: str, tenant_id: UUID = DEFAULT_TENANT) -> ProjectRun:
+    """Ask a run to hold at its next safe point; a run that no worker holds yet is held when one takes it up.
+
+    Asking twice is the same as asking once. Raises `Conflict` when the run has ended or is being stopped.
+    """
+    run = await get(session, run_id, tenant_id=tenant_id, lock=True)
+    _refuse_ended(run, "paused")
+    if run.requested == Request.STOP:
+        raise Conflict(f"Run {run.number} is being stopped; it cannot be paused.")
+    if run.status == RunStatus.PAUSED or run.requested == Request.PAUSE:
+        return run
+    run.requested = Request.PAUSE
+    return await _changed(session, run, "run.pause_requested", by)
+
+
+async def resume(session: AsyncSession, run_id: UUID, *, by: str, tenant_id: UUID = DEFAULT_TENANT) -> ProjectRun:
+    """Let a paused run go on, or take back a pause that was asked for.
+
+    A run that is on its way stays so. Raises `Conflict` when it has ended, is being stopped or waits for an answer.
+    """
+    run = await get(session, run_id, tenant_id=tenant_id, lock=True)
+    _refuse_ended(run, "resumed; retry it to let it go on from its last checkpoint")
+    if run.requested == Request.STOP:
+        raise Conflict(f"Run {run.number} is being stopped; it cannot be resumed.")
+    if run.status in {RunStatus.PAUSED, RunStatus.WAITING}:
+        await _refuse_unanswered(session, run)
+    if run.status == RunStatus.PAUSED:
+        requeue(session, run)
+    elif run.requested == Request.PAUSE:
+        run.requested = Request.NONE
+    else:
+        return run
+    return await _changed(session, run, "run.resume_requested", by)
+
+
+async def stop(session: AsyncSession, run_id: UUID, *, by: str, tenant_id: UUID = DEFAULT_TENANT) -> ProjectRun:
+    """End a run: at once where no worker holds it, else the worker is asked and obeys within seconds.
+
+    Asking twice is the same as asking once. Raises `Conflict` when the run has ended in another way.
+    """
+    run = await get(session, run_id, tenant_id=tenant_id, lock=True)
+    if run.status == RunStatus.STOPPED_USER or run.requested == Request.STOP:
+        return run
+    _refuse_ended(run, "stopped")
+    if run.status == RunStatus.RUNNING:
+        run.requested = Request.STOP
+        return await _changed(session, run, "run.stop_requested", by)
+    await _end_stopped(session, run, by)
+    return await _changed(session, run, "run.stopped_user", by)
+
+
+async def retry(
+    session: AsyncSession,
+    run_id: UUID,
+    *,
+    by: str,
+    limits: Limits | None = None,
+    tenant_id: UUID = DEFAULT_TENANT,
+) -> ProjectRun:
+    """Let a run that failed or was stopped go on from its last checkpoint, with higher limits if some are given.
+
+    Raises `Conflict` when it has not ended, has completed, or another run of the project is on its way, and `Invalid`
+    for a limit that is already spent.
+    """
+    run = await get(session, run_id, tenant_id=tenant_id, lock=True)
+    if run.status not in ENDED:
+        raise Conflict(f"Run {run.number} is {run.status}; only a run that failed or was stopped can be retried.")
+    transition(MOVES, RunStatus(run.status), RunStatus.QUEUED, what=f"Run {run.number}")
+    project = await projects.get(session, run.project_id, tenant_id=tenant_id, lock=True)
+    _check_startable(project)
+    _raise_limits(run, limits or Limits())
+    requeue(session, run)
+    run.ended_at, run.error, run.final_report = None, None, None
+    project.active_run_id = run.id
+    await session.execute(
+        update(DeadLetter)
+        .where(DeadLetter.run_id == run.id, DeadLetter.replayed_at.is_(None))
+        .values(replayed_at=func.clock_timestamp())
+    )
+    return await _changed(session, run, "run.retry_requested", by)
+
+
+def requeue(session: AsyncSession, run: ProjectRun) -> None:
+    """Put a held or ended run back into the queue; the caller records why."""
+    run.status = transition(MOVES, RunStatus(run.status), RunStatus.QUEUED, what=f"Run {run.number}")
+    run.requested = Request.NONE
+    run.stop_reason = None
+    run.claims = 0
+    run.queued_at = func.clock_timestamp()
+
+
+def _refuse_ended(run: ProjectRun, what: str) -> None:
+    if run.status in ENDED:
+        raise Conflict(f"Run {run.number} has ended as {run.status}; it cannot be {what}.")
+
+
+async def _refuse_unanswered(session: AsyncSession, run: ProjectRun) -> None:
+    question = await session.scalar(
+        select(Question)
+        .where(Question.run_id == run.id, Question.status == QuestionStatus.OPEN)
+        .order_by(Question.created_at)
+        .limit(1)
+    )
+    if question is None:
+        return
+    raise Conflict(
+        f"Run {run.number} waits for an answer to question {question.id} ({question.key}); answer it instead."
+    )
+
+
+def _raise_limits(run: ProjectRun, limits: Limits) -> None:
+    spent_tokens = run.spent_tokens_input + run.spent_tokens_output
+    for name, wanted, spent in (
+        ("tokens", limits.tokens, spent_tokens),
+        ("usd", limits.usd, run.spent_usd),
+        ("seconds", limits.seconds, run.spent_seconds),
+    ):
+        if wanted is None:
+            continue
+        if wanted <= spent:
+            message = f"must be more than the {spent} that run {run.number} has already spent"
+            raise Invalid(f"budget.{name} {message}.", faults=[Fault(f"/budget/{name}", message)])
+        setattr(run, f"limit_{name}", wanted)
+
+
+async def _end_stopped(session: AsyncSession, run: ProjectRun, by: str) -> None:
+    run.status = transition(MOVES, RunStatus(run.status), RunStatus.STOPPED_USER, what=f"Run {run.number}")
+    run.requested = Request.NONE
+    run.stop_reason = "stopped_by_person"
+    run.error = f"Stopped by {by}."
+    run.ended_at = func.clock_timestamp()
+    await session.execute(
+        update(Question)
+        .where(Question.run_id == run.id, Question.status == QuestionStatus.OPEN)
+        .values(status=QuestionStatus.WITHDRAWN)
+    )
+    project = await projects.get(session, run.project_id, tenant_id=run.tenant_id, lock=True)
+    project.active_run_id = None
+    if project.status == ProjectStatus.RUNNING:
+        project.status = ProjectStatus.FAILED
+
+
+async def _changed(session: AsyncSession, run: ProjectRun, event_type: str, by: str) -> ProjectRun:
+    run.version += 1
+    events.record(session, run, event_type, {"by": by})
+    ring_after_commit(session, run.id)
+    await session.flush()
+    return run
