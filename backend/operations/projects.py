@@ -13,9 +13,10 @@ from sqlalchemy import func, or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from backend.adapters.db.tables import Artifact, Budget, Project, ProjectRun, ProjectTemplate
-from backend.domain.config import Patch, merge
+from backend.domain.config import Patch
 from backend.domain.ids import DEFAULT_TENANT
 from backend.domain.lifecycle import transition
+from backend.domain.patch import merge
 from backend.domain.project import MOVES, ProjectStatus
 from backend.errors import Conflict, Fault, Invalid, NotFound
 from backend.operations import events, pages

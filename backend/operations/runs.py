@@ -17,9 +17,10 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from backend.adapters.db.engine import ring_after_commit
 from backend.adapters.db.tables import DeadLetter, Project, ProjectRun, ProjectTemplate, Question
-from backend.domain.config import Patch, RunConfig, merge
+from backend.domain.config import Patch, RunConfig
 from backend.domain.ids import DEFAULT_TENANT
 from backend.domain.lifecycle import transition
+from backend.domain.patch import merge
 from backend.domain.project import ProjectStatus
 from backend.domain.question import QuestionStatus
 from backend.domain.run import ENDED, MOVES, Request, RunStatus
