@@ -1,0 +1,77 @@
+"""The end of a run: the status that follows from facts, and the report text that the PM writes about them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from backend.domain.gates import Decision, Gate
+from backend.domain.plan import Line, Reply
+from backend.domain.run import RunStatus
+from backend.domain.task import TaskStatus
+
+
+class Report(Reply):
+    """What the PM tells the person who wrote the brief; figures and verdicts are added from facts."""
+
+    headline: Annotated[str, Field(min_length=1, max_length=300)]
+    summary: Annotated[str, Field(min_length=1, max_length=6_000)]
+    delivered: Annotated[tuple[Line, ...], Field(max_length=60)] = ()
+    limitations: Annotated[tuple[Line, ...], Field(max_length=60)] = ()
+    how_to_use: Annotated[tuple[Line, ...], Field(max_length=30)] = ()
+
+
+_STOPS: Mapping[Gate, RunStatus] = {
+    Gate.PLAN: RunStatus.STOPPED_USER,
+    Gate.RELEASE: RunStatus.STOPPED_USER,
+    Gate.SECURITY: RunStatus.STOPPED_SECURITY,
+}
+
+_GOES_ON_AT: Mapping[Gate, str] = {
+    Gate.PLAN: "pm_create_tasks",
+    Gate.RELEASE: "devops_prepare",
+    Gate.SECURITY: "security_scan",
+    Gate.DEPLOY: "devops_prepare",
+}
+
+
+class Ending(Reply):
+    """How a run ends: its status, one sentence why, and the node a retry goes on at (None: there is none)."""
+
+    status: RunStatus
+    reason: str
+    retry_at: str | None = None
+
+
+def ending(verdicts: Mapping[str, Mapping[str, Any]], tasks: Mapping[str, str]) -> Ending:
+    """Decide from the last verdict of every gate and the status of every task; no model is asked."""
+    for gate in Gate:
+        verdict = verdicts.get(gate)
+        if verdict is not None and verdict["decision"] in (Decision.STOP, Decision.FAIL):
+            stopped = verdict["decision"] == Decision.STOP
+            status = _STOPS.get(gate, RunStatus.FAILED) if stopped else RunStatus.FAILED
+            return Ending(status=status, reason=verdict["reason"], retry_at=_GOES_ON_AT.get(gate, "dispatch"))
+    undone = sorted(key for key, status in tasks.items() if status != TaskStatus.DONE)
+    if undone or not tasks:
+        named = ", ".join(undone[:5]) or "there are none"
+        return Ending(status=RunStatus.FAILED, reason=f"Tasks are not done: {named}.", retry_at="dispatch")
+    return Ending(status=RunStatus.COMPLETED, reason=_praise(verdicts))
+
+
+def _praise(verdicts: Mapping[str, Mapping[str, Any]]) -> str:
+    accepted = [gate for gate, verdict in verdicts.items() if verdict["decision"] == Decision.ACCEPT]
+    off = [gate for gate, verdict in verdicts.items() if verdict["decision"] == Decision.OFF]
+    parts = ["Every task is done"]
+    parts += [f"accepted with findings: {', '.join(sorted(accepted))}"] if accepted else []
+    parts += [f"not judged, because switched off: {', '.join(sorted(off))}"] if off else []
+    if not accepted and not off:
+        parts.append("and every gate passed")
+        return " ".join(parts) + "."
+    return "; ".join(parts) + "."
+
+
+def untested(criteria: Sequence[str], proved: frozenset[str]) -> list[str]:
+    """Return the ids of acceptance criteria that no accepted test says it proves, in order."""
+    return [criterion for criterion in criteria if criterion not in proved]
