@@ -6,6 +6,7 @@ Nothing needs to be set: the defaults run the embedded company under `./.company
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -48,3 +49,13 @@ class Settings(BaseSettings):
     port: Annotated[int, Field(ge=0, le=65_535)] = 8000
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     engine: EngineSettings = EngineSettings()
+
+
+def provider_key(variable: str) -> SecretStr | None:
+    """Read the key of a model provider from the environment variable that a run's configuration names.
+
+    Read when it is needed, so that a key that is renewed needs no restart of runs. What may be named is decided by
+    `domain.config` (only variables that end in `_KEY` or `_TOKEN`, none of our own).
+    """
+    value = os.environ.get(variable, "").strip()
+    return SecretStr(value) if value else None

@@ -14,6 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from backend.domain.role import Role
 
+OPENAI_URL = "https://api.openai.com/v1"
+
 Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[\w./:@+-]+$")]
 Seconds = Annotated[int, Field(ge=1, le=30 * 24 * 3600)]
 Tokens = Annotated[int, Field(ge=1, le=10_000_000_000)]
@@ -92,9 +94,7 @@ class ModelsConfig(Section):
     """Keys are task kinds: feature, bug, security, conflict, test, docs, devops."""
     prices: dict[str, ModelPrice] = Field(default_factory=dict)
     providers: dict[str, ProviderConfig] = Field(
-        default_factory=lambda: {
-            "openai": ProviderConfig(base_url="https://api.openai.com/v1", key_variable="OPENAI_API_KEY")
-        }
+        default_factory=lambda: {"openai": ProviderConfig(base_url=OPENAI_URL, key_variable="OPENAI_API_KEY")}
     )
 
 

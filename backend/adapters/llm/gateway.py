@@ -1,0 +1,132 @@
+"""The model gateway: one call in, one reply out, priced; it keeps no journal and makes no second attempt.
+
+The engine's journal reserves the quote, sends, settles with the exchange, and decides about retries and fallbacks
+(`domain/retry.py`).
+"""
+
+from __future__ import annotations
+
+import time
+from decimal import Decimal
+from typing import Any
+
+from pydantic import SecretStr
+
+from backend.adapters.llm.completion import Completion
+from backend.adapters.llm.limits import ProviderLimits
+from backend.adapters.llm.prices import price
+from backend.adapters.llm.providers import Key, OnToken, OpenAIProviders
+from backend.adapters.llm.replay import ReplayProvider
+from backend.adapters.llm.wire import LARGEST_REPLY
+from backend.domain import estimate
+from backend.domain.config import RunConfig
+from backend.domain.model import CallFailed, Choice, Exchange, ModelRequest, Position, Quote, Usage
+from backend.settings import Settings, provider_key
+
+
+class Gateway:
+    """Calls models for the runs of one process; made once, used in one event loop, closed at the end."""
+
+    def __init__(
+        self, settings: Settings | None = None, *, key: Key = provider_key, largest_reply: int = LARGEST_REPLY
+    ) -> None:
+        redis_url: SecretStr | None = settings.redis_url if settings is not None else None
+        self._limits = ProviderLimits(redis_url.get_secret_value() if redis_url is not None else None)
+        self._providers = OpenAIProviders(key, largest_reply=largest_reply)
+        self._replay = ReplayProvider()
+        self._ratios: dict[tuple[str, str, str], estimate.Ratio] = {}
+
+    def quote(self, choice: Choice, request: ModelRequest, config: RunConfig) -> Quote:
+        """Return the worst case of a call, to be reserved before it is made.
+
+        A replayed call is quoted at what it will be booked at: nothing is asked of a provider, so no money is held.
+        """
+        ratio = self._ratios.get(_who(choice, request), estimate.Ratio())
+        tokens = estimate.reserved_input(estimate.input_tokens(request), ratio)
+        priced = price(config, choice.provider, choice.model)
+        worst = Usage(tokens, choice.max_output_tokens, 0)
+        return Quote(
+            input_tokens=tokens,
+            max_output_tokens=choice.max_output_tokens,
+            usd=priced.cost(worst) if priced is not None else None,
+            price_version=priced.version if priced is not None else "",
+        )
+
+    async def send(
+        self,
+        choice: Choice,
+        request: ModelRequest,
+        position: Position,
+        config: RunConfig,
+        on_token: OnToken | None = None,
+    ) -> Exchange:
+        """Make one attempt, after waiting for the provider's rate limit; raises `CallFailed`.
+
+        `on_token` gets the text as it is streamed; without it the reply comes whole.
+        """
+        provider = config.models.providers[choice.provider]
+        if provider.kind == "replay":
+            began = time.monotonic()
+            reply, usage = self._replay.call(choice, provider, request, position)
+            if on_token is not None and reply.content:
+                await on_token(reply.content)
+            return _exchange(choice, config, reply, usage, time.monotonic() - began, estimated=False)
+        if config.budget.usd is not None and price(config, choice.provider, choice.model) is None:
+            raise CallFailed("refused", unpriced(choice.provider, choice.model))
+        await self._limits.wait(provider)
+        began = time.monotonic()
+        heard = await self._providers.call(choice, provider, request, position, on_token)
+        seconds = time.monotonic() - began
+        if heard.usage is None:
+            guessed = _guess(request, heard.completion)
+            return _exchange(choice, config, heard.completion, guessed, seconds, estimated=True)
+        self._learn(choice, request, heard.usage)
+        return _exchange(choice, config, heard.completion, heard.usage, seconds, estimated=False)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._providers.close()
+        await self._limits.close()
+
+    def _learn(self, choice: Choice, request: ModelRequest, billed: Usage) -> None:
+        if len(self._ratios) > 10_000:
+            self._ratios.clear()
+        who = _who(choice, request)
+        before = self._ratios.get(who, estimate.Ratio())
+        self._ratios[who] = before.after(estimated=estimate.input_tokens(request), billed=billed.input_tokens)
+
+
+def unpriced(provider: str, model: str) -> str:
+    """Say what to set where a money limit meets a model without a price."""
+    return (
+        f"Nothing prices the model {model} of provider {provider}, so a limit in USD could not be kept: "
+        f"set models.prices.{model} (input and output in USD for a million tokens; 0 for a local model)."
+    )
+
+
+def _who(choice: Choice, request: ModelRequest) -> tuple[str, str, str]:
+    return choice.provider, choice.model, request.role.value
+
+
+def _guess(request: ModelRequest, reply: Completion) -> Usage:
+    """What a server that sends no usage will have used, by the same estimate that quotes are made with."""
+    said = estimate.text_tokens(reply.content)
+    said += sum(estimate.text_tokens(call.name + call.arguments) for call in reply.tool_calls)
+    return Usage(estimate.input_tokens(request), said, 0)
+
+
+def _exchange(
+    choice: Choice, config: RunConfig, reply: Completion, usage: Usage, seconds: float, *, estimated: bool
+) -> Exchange:
+    priced = price(config, choice.provider, choice.model)
+    marks: dict[str, Any] = {"usage_estimated": True} if estimated else {}
+    return Exchange(
+        content=reply.content,
+        tool_calls=reply.tool_calls,
+        finish_reason=reply.finish_reason,
+        usage=usage,
+        cost_usd=priced.cost(usage) if priced is not None else Decimal(0),
+        latency_seconds=seconds,
+        model=reply.model or choice.model,
+        raw={**reply.raw, **marks},
+    )
