@@ -50,6 +50,14 @@ class Settings(BaseSettings):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     engine: EngineSettings = EngineSettings()
 
+    def for_child(self, *, database_url: str, redis_url: str) -> dict[str, str]:
+        """The environment of a child process that is to see these servers and this state directory."""
+        return os.environ | {
+            "COMPANY_HOME": str(self.home.resolve()),
+            "DATABASE_URL": database_url,
+            "REDIS_URL": redis_url,
+        }
+
 
 def provider_key(variable: str) -> SecretStr | None:
     """Read the key of a model provider from the environment variable that a run's configuration names.

@@ -26,6 +26,7 @@ from backend.adapters.db import migrate
 from backend.adapters.db.engine import Sessions, asyncpg_url, connect, sessions_of
 from backend.adapters.db.tables import Project, ProjectRun
 from backend.domain.config import RunConfig
+from backend.engine.embedded import Stack
 from backend.settings import Settings
 
 
@@ -37,13 +38,18 @@ class Servers:
     redis_url: str
 
 
+def embedded_settings(home: Path, **values: Any) -> Settings:
+    """Settings with a state directory of their own, whatever DATABASE_URL says outside."""
+    return Settings(**({"home": home, "database_url": None, "redis_url": None} | values))
+
+
 @pytest.fixture(scope="session")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
     """The servers that are named in the environment, or an embedded stack of this session's own."""
     database, broker = os.environ.get("COMPANY_TEST_DATABASE_URL"), os.environ.get("COMPANY_TEST_REDIS_URL")
-    if not database or not broker:
-        pytest.skip("set COMPANY_TEST_DATABASE_URL and COMPANY_TEST_REDIS_URL")
-    yield Servers(database, broker)
+    home = tmp_path_factory.mktemp("stack")
+    with Stack.start(embedded_settings(home, database_url=database, redis_url=broker), durable=False) as stack:
+        yield Servers(stack.database_url, stack.redis_url)
 
 
 async def _command(servers: Servers, statement: str) -> None:
