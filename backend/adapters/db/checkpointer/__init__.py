@@ -1,0 +1,6 @@
+"""The LangGraph saver over the run store: a node's rows exist if and only if its checkpoint does."""
+
+from backend.adapters.db.checkpointer.codec import RecordedError
+from backend.adapters.db.checkpointer.saver import LeaseLost, RunSaver
+
+__all__ = ["LeaseLost", "RecordedError", "RunSaver"]

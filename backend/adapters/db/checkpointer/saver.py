@@ -1,0 +1,345 @@
+"""The saver: LangGraph's checkpoints, and the effects of the nodes they commit, in one transaction each.
+
+LangGraph hands over the writes of each finished task (`aput_writes`) and, when all tasks of a superstep are done, the
+checkpoint (`aput`). Writes wait a few turns of the event loop for the checkpoint that makes them superfluous: the last
+task of a superstep commits with its checkpoint, in one statement; tasks that finish earlier commit on their own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.base import (
+    WRITES_IDX_MAP,
+    BaseCheckpointSaver,
+    ChannelVersions,
+    Checkpoint,
+    CheckpointMetadata,
+    CheckpointTuple,
+    get_serializable_checkpoint_metadata,
+)
+
+from backend.adapters.db import commit
+from backend.adapters.db.checkpointer import reading, retention
+from backend.adapters.db.checkpointer.codec import dumps
+from backend.adapters.db.checkpointer.sending import LeaseLost, send
+from backend.adapters.db.checkpointer.tail import Tail, as_uuid, follow, next_nodes, node_name, place, standing
+from backend.adapters.db.commit import Fence, PendingWrites
+from backend.adapters.db.projection import Finished, Projection, Rows
+from backend.domain.ports import Visit
+from backend.errors import Conflict, Invalid
+
+EFFECTS = "effects"
+"""The channel whose writes become rows and are never stored."""
+_TURNS = 6
+"""Turns of the event loop between a task's end and the checkpoint of its superstep, with some to spare."""
+_INPUT = "__start__"
+_TRIES = 4
+_DURABILITY = "__pregel_durability"
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """A finished task that waits for its superstep's checkpoint."""
+
+    visit: Finished
+    taken: asyncio.Future[None] | None = None
+
+
+class RunSaver(BaseCheckpointSaver[int]):
+    """Checkpoints of one run under its lease's fence; without a fence, of any thread (forks, tests, reading).
+
+    `visits` maps LangGraph's task ids to the visits whose nodes took a seat; `holding` says that the run will hold at
+    the next node edge; `committed` is called after each commit (wake-ups). Each commit raises `LeaseLost` when the run
+    has another owner, `Invalid` when state or effects cannot be stored, `Unavailable` when the database stays away.
+    """
+
+    def __init__(
+        self,
+        pool: Any,
+        fence: Fence | None = None,
+        *,
+        visits: Mapping[str, Visit] | None = None,
+        holding: Callable[[], bool] = lambda: False,
+        committed: Callable[[Rows], None] = lambda rows: None,
+        instance: str = "",
+    ) -> None:
+        super().__init__()
+        self._pool = pool
+        self._fence = fence
+        self._visits = visits if visits is not None else {}
+        self._holding = holding
+        self._committed = committed
+        self._instance = instance
+        self._tails: dict[tuple[str, str], _Tail] = {}
+        self._waiting: dict[tuple[str, str], list[_Waiting]] = {}
+        self._inner_effects: dict[str, list[Any]] = {}
+
+    # --- writing ---------------------------------------------------------------------------------------------------
+
+    async def aput_writes(
+        self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
+    ) -> None:
+        """Commit a finished task: with its superstep's checkpoint if that comes at once, else on its own."""
+        self._check_durability(config)
+        thread, namespace, checkpoint_id = place(config)
+        special = all(channel in WRITES_IDX_MAP for channel, _ in writes)
+        if self._fence is None or special:
+            await self._commit_writes(config, writes, task_id, task_path, Rows())
+            return
+        visit = self._finished(thread, namespace, task_id, task_path, writes)
+        waiting = _Waiting(visit)
+        queue = self._waiting.setdefault((namespace, checkpoint_id or ""), [])
+        queue.append(waiting)
+        for _ in range(_TURNS):
+            await asyncio.sleep(0)
+            if waiting.taken is not None:
+                await waiting.taken
+                return
+        queue.remove(waiting)
+        projection = Projection(self._fence.run_id)
+        projection.add(visit)
+        await self._commit_writes(config, writes, task_id, task_path, projection.rows, node=visit.node)
+
+    async def _commit_writes(
+        self,
+        config: RunnableConfig,
+        writes: Sequence[tuple[str, Any]],
+        task_id: str,
+        task_path: str,
+        rows: Rows,
+        *,
+        node: str | None = None,
+    ) -> None:
+        thread, namespace, checkpoint_id = place(config)
+        await self._store_waiting(thread, namespace)
+        pending = PendingWrites(
+            as_uuid(thread, "thread_id"),
+            namespace,
+            as_uuid(checkpoint_id, "checkpoint_id"),
+            as_uuid(task_id, "task id"),
+            task_path,
+            special=all(channel in WRITES_IDX_MAP for channel, _ in writes),
+        )
+        for position, (channel, value) in enumerate(writes):
+            # An effects write stays as an empty one: it marks the task as finished, and its rows are written already.
+            kept = [] if channel == EFFECTS and self._fence is not None else value
+            pending.idx.append(WRITES_IDX_MAP.get(channel, position))
+            pending.channels.append(channel)
+            pending.values.append(dumps(kept, where=f"The channel {channel}"))
+        statement = commit.save_writes(pending, self._fence, rows, node=node, instance=self._instance)
+        await self._send([statement, *self._rounds(rows)], rows)
+
+    async def aput(
+        self,
+        config: RunnableConfig,
+        checkpoint: Checkpoint,
+        metadata: CheckpointMetadata,
+        new_versions: ChannelVersions,
+    ) -> RunnableConfig:
+        """Commit a finished superstep: its checkpoint, and the tasks that waited for it."""
+        self._check_durability(config)
+        thread, namespace, parent = place(config)
+        waiting = self._waiting.pop((namespace, parent or ""), [])
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        for one in waiting:
+            one.taken = done
+        try:
+            await self._commit_checkpoint(config, checkpoint, metadata, new_versions, [one.visit for one in waiting])
+        except BaseException as error:
+            if waiting:
+                done.set_exception(error if isinstance(error, Exception) else LeaseLost("The commit was cancelled."))
+            raise
+        done.set_result(None)
+        written: RunnableConfig = reading.config_of(UUID(thread), namespace, UUID(checkpoint["id"]))
+        return written
+
+    async def _commit_checkpoint(
+        self,
+        config: RunnableConfig,
+        checkpoint: Checkpoint,
+        metadata: CheckpointMetadata,
+        new_versions: ChannelVersions,
+        visits: Sequence[Finished],
+    ) -> None:
+        thread, namespace, parent = place(config)
+        said = get_serializable_checkpoint_metadata(config, metadata)
+        for _ in range(_TRIES):
+            tail = await self._tail(thread, namespace, parent)
+            following = follow(tail, checkpoint, new_versions, said, leave_out=EFFECTS if self._fence else None)
+            if self._may_wait(namespace, metadata, visits, tail):
+                self._tails[(thread, namespace)] = following
+                return
+            if await self._store(following, visits, self._project(visits, checkpoint, new_versions)):
+                return
+            self._tails.pop((thread, namespace), None)
+        raise Conflict(f"The thread {thread} was written by somebody else at the same time; try again.")
+
+    async def _store(self, tail: Tail, visits: Sequence[Finished], rows: Rows) -> bool:
+        """Write the row of a checkpoint; False when another one has its place."""
+        row = tail.row()
+        node = standing(rows) or (visits[-1].node if visits else None)
+        statement = commit.save_checkpoint(row, self._fence, rows, node=node, instance=self._instance)
+        sent = await self._send([statement, *self._rounds(rows)], rows)
+        if not sent["fresh"] and await self._stored_id(row) != row.checkpoint_id:
+            return False
+        tail.stored, tail.held = True, {}
+        self._tails[(tail.thread, tail.namespace)] = tail
+        return True
+
+    def _may_wait(self, namespace: str, metadata: CheckpointMetadata, visits: Sequence[Finished], tail: Tail) -> bool:
+        """Whether nothing would be lost with this checkpoint: before the first node, the input says it all."""
+        if self._fence is None or namespace or (tail.stored and tail.checkpoint_id is not None):
+            return False
+        return metadata.get("source") == "input" or all(visit.node == _INPUT for visit in visits)
+
+    async def _store_waiting(self, thread: str, namespace: str) -> None:
+        """Write the checkpoint that could wait so far, because writes are about to point at it."""
+        tail = self._tails.get((thread, namespace))
+        if tail is not None and not tail.stored and not await self._store(tail, (), Rows()):
+            raise LeaseLost("Another worker wrote the first checkpoint of the run.")
+
+    def _project(self, visits: Sequence[Finished], checkpoint: Checkpoint, new_versions: ChannelVersions) -> Rows:
+        if self._fence is None:
+            return Rows()
+        projection = Projection(self._fence.run_id)
+        for visit in visits:
+            if visit.node != _INPUT:
+                projection.add(visit)
+        if not (projection.rows.end or projection.rows.questions or self._holding()):
+            projection.started(next_nodes(checkpoint, new_versions))
+        return projection.rows
+
+    def _rounds(self, rows: Rows) -> list[commit.Statement]:
+        if self._fence is None:
+            return []
+        return [commit.save_rows(self._fence, Rows(moves=[moves]), instance=self._instance) for moves in rows.moves[1:]]
+
+    async def _send(self, statements: Sequence[commit.Statement], rows: Rows) -> Any:
+        sent = await send(self._pool, statements)
+        if not sent["fenced"]:
+            raise LeaseLost("The run has another owner.")
+        self._committed(rows)
+        return sent
+
+    async def _stored_id(self, row: commit.CheckpointRow) -> UUID | None:
+        found: UUID | None = await self._pool.fetchval(
+            "SELECT checkpoint_id FROM checkpoints WHERE thread_id = $1 AND namespace = $2 AND number = $3",
+            row.thread_id,
+            row.namespace,
+            row.number,
+        )
+        return found
+
+    def _finished(
+        self, thread: str, namespace: str, task_id: str, task_path: str, writes: Sequence[tuple[str, Any]]
+    ) -> Finished:
+        visit = self._visits.get(task_id)
+        effects = [effect for channel, value in writes if channel == EFFECTS for effect in value or ()]
+        # A subgraph hands its last effects up as its own result; they are committed already.
+        if effects and effects in self._inner_effects.get(task_id, ()):
+            effects = []
+        if namespace and effects:
+            self._inner_effects.setdefault(namespace.rpartition(":")[2], []).append(effects)
+        if visit is not None:
+            return Finished(visit.node, task_id, effects, visit.number, visit.task_key)
+        tail = self._tails.get((thread, namespace))
+        return Finished(node_name(task_path, tail.sends if tail else ()), task_id, effects)
+
+    def _check_durability(self, config: RunnableConfig) -> None:
+        if self._fence is not None and config["configurable"].get(_DURABILITY) != "sync":
+            raise Invalid('A run is driven with durability="sync" only; every other mode repeats or loses nodes.')
+
+    # --- reading ---------------------------------------------------------------------------------------------------
+
+    async def _tail(self, thread: str, namespace: str, parent: str | None) -> Tail:
+        """What the next checkpoint follows: its parent's sources, and the last number of the namespace."""
+        last = self._tails.get((thread, namespace))
+        if last is None:
+            row = await self._pool.fetchrow(reading.LATEST, as_uuid(thread, "thread_id"), namespace)
+            last = Tail.of(row) if row else Tail(thread, namespace, None, 0, None, {})
+        if parent == last.checkpoint_id:
+            return last
+        other = await self._row_of(thread, namespace, parent) if parent else None
+        sources = Tail.of(other).sources if other else {}
+        return Tail(thread, namespace, parent, await self._last_number(thread, namespace), None, sources)
+
+    async def _last_number(self, thread: str, namespace: str) -> int:
+        found: int = await self._pool.fetchval(
+            "SELECT coalesce(max(number), 0) FROM checkpoints WHERE thread_id = $1 AND namespace = $2",
+            UUID(thread),
+            namespace,
+        )
+        return found
+
+    async def _row_of(self, thread: str, namespace: str, checkpoint_id: str) -> Any:
+        return await self._pool.fetchrow(
+            reading.BY_ID, as_uuid(thread, "thread_id"), namespace, as_uuid(checkpoint_id, "checkpoint_id")
+        )
+
+    async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
+        """The named checkpoint, or the latest: the run's head, never the newest by anybody's clock."""
+        thread, namespace, checkpoint_id = place(config)
+        async with self._pool.acquire() as connection:
+            if checkpoint_id:
+                row = await self._row_of(thread, namespace, checkpoint_id)
+            else:
+                row = await connection.fetchrow(reading.LATEST, as_uuid(thread, "thread_id"), namespace)
+            if row is None:
+                return None
+            loaded = await reading.load(connection, row)
+        if not checkpoint_id:
+            self._tails[(thread, namespace)] = Tail.of(row, loaded.checkpoint)
+        return loaded
+
+    async def alist(
+        self,
+        config: RunnableConfig | None,
+        *,
+        filter: dict[str, Any] | None = None,  # noqa: A002 - LangGraph's name
+        before: RunnableConfig | None = None,
+        limit: int | None = None,
+    ) -> AsyncIterator[CheckpointTuple]:
+        """The checkpoints that fit, newest first."""
+        text, args = reading.search(config, filter, before, limit)
+        async with self._pool.acquire() as connection:
+            rows = await connection.fetch(text, *args)
+        for row in rows:
+            async with self._pool.acquire() as connection:
+                loaded = await reading.load(connection, row)
+            yield loaded
+
+    # --- keeping ---------------------------------------------------------------------------------------------------
+
+    async def adelete_thread(self, thread_id: str) -> None:
+        """Remove all checkpoints and writes of a thread."""
+        await retention.delete_threads(self._pool, [as_uuid(thread_id, "thread_id")])
+        self._tails.clear()
+
+    async def adelete_for_runs(self, run_ids: Sequence[str]) -> None:
+        """Remove the checkpoints that the named LangGraph runs made."""
+        await retention.delete_for_runs(self._pool, list(run_ids))
+        self._tails.clear()
+
+    async def acopy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
+        """Copy a thread whole."""
+        source, target = as_uuid(source_thread_id, "thread_id"), as_uuid(target_thread_id, "thread_id")
+        await retention.copy_thread(self._pool, source, target)
+        self._tails.clear()
+
+    async def aprune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
+        """Keep the latest checkpoint of each namespace (`keep_latest`), or nothing (`delete`)."""
+        threads = [as_uuid(thread, "thread_id") for thread in thread_ids]
+        if strategy not in {"keep_latest", "delete"}:
+            raise Invalid(f"There is no pruning strategy {strategy!r}; use keep_latest or delete.")
+        if strategy == "delete":
+            await retention.delete_threads(self._pool, threads)
+        else:
+            for thread in threads:
+                await retention.keep_latest(self._pool, thread)
+        self._tails.clear()

@@ -1,0 +1,62 @@
+"""Sends commits: one statement is one transaction; a lost connection is tried again, since a commit may be sent twice."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import asyncpg
+
+from backend.adapters.db.commit import Statement
+from backend.errors import CompanyError, Invalid, Unavailable
+
+LOST_CONNECTION = (
+    OSError,
+    TimeoutError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    asyncpg.OperatorInterventionError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.TooManyConnectionsError,
+)
+_PAUSES = (0.1, 0.3, 1.0, 2.0, 4.0)
+
+
+class LeaseLost(CompanyError):
+    """Another worker has the run now, or its lease ran out: stop silently, touch nothing."""
+
+    code = "lease_lost"
+
+
+async def send(pool: Any, statements: Sequence[Statement]) -> Any:
+    """Run the statements in one transaction and return the first one's row.
+
+    Raises `Invalid` when the database refuses the rows, `Unavailable` when it cannot be reached for some seconds.
+    """
+    for pause in (*_PAUSES, None):
+        try:
+            return await _send_once(pool, statements)
+        except (asyncpg.IntegrityConstraintViolationError, asyncpg.DataError, asyncpg.RaiseError) as error:
+            raise Invalid(f"The database refused what the node recorded: {error}", code="effect_refused") from error
+        except (asyncpg.SerializationError, asyncpg.DeadlockDetectedError, *LOST_CONNECTION) as error:
+            if pause is None:
+                raise Unavailable(f"The database cannot be reached: {error}", code="database_unavailable") from error
+            await asyncio.sleep(pause)
+    raise AssertionError("unreachable")
+
+
+async def _send_once(pool: Any, statements: Sequence[Statement], final: str = "") -> Any:
+    first, *others = statements
+    async with pool.acquire() as connection:
+        if not others:
+            return await connection.fetchrow(first.text(_FRESH), *first.args)
+        async with connection.transaction():
+            row = await connection.fetchrow(first.text(_FRESH), *first.args)
+            for statement in others if row["fresh"] else ():
+                await connection.fetchrow(statement.text(_FRESH), *statement.args)
+        return row
+
+
+_FRESH = "SELECT (SELECT count(*) FROM fence) AS fenced, (SELECT count(*) FROM go) AS fresh"

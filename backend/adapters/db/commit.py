@@ -1,0 +1,356 @@
+"""The commit of a node: fence, checkpoint or pending writes, rows, events and totals, in one statement.
+
+Everything after the fence and the guard happens only if the fence held and the guard's row is new, so that a statement
+that is sent twice, or by a worker that lost its run, changes nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+
+from backend.adapters.db.projection import Row, Rows, ending_event
+
+
+@dataclass(frozen=True, slots=True)
+class Fence:
+    """The right to write for a run: its lease's epoch."""
+
+    run_id: UUID
+    epoch: int
+
+
+@dataclass(slots=True)
+class CheckpointRow:
+    """A checkpoint as it is stored."""
+
+    thread_id: UUID
+    namespace: str
+    number: int
+    checkpoint_id: UUID
+    parent_id: UUID | None
+    metadata: str
+    state: str
+    channel_values: str
+
+
+@dataclass(slots=True)
+class PendingWrites:
+    """The writes of one task; `special` ones replace earlier ones of the same kind."""
+
+    thread_id: UUID
+    namespace: str
+    checkpoint_id: UUID
+    task_id: UUID
+    task_path: str
+    special: bool = False
+    idx: list[int] = field(default_factory=list)
+    channels: list[str] = field(default_factory=list)
+    values: list[str] = field(default_factory=list)
+
+
+class Statement:
+    """One SQL statement in the making: named parts in order, and their arguments."""
+
+    def __init__(self) -> None:
+        self.parts: list[str] = []
+        self.args: list[Any] = []
+
+    def arg(self, value: Any, cast: str) -> str:
+        """Add an argument; returns how the text names it."""
+        self.args.append(value)
+        return f"${len(self.args)}::{cast}"
+
+    def records(self, rows: list[Row], columns: str) -> str:
+        """Add rows as one JSON argument; returns the table expression that reads them."""
+        return f"jsonb_to_recordset({self.arg(json.dumps(rows), 'jsonb')}) AS x({columns})"
+
+    def part(self, name: str, text: str) -> None:
+        """Add a common table expression."""
+        self.parts.append(f"{name} AS ({text})")
+
+    def text(self, final: str) -> str:
+        """The whole statement."""
+        return f"WITH {', '.join(self.parts)} {final}"
+
+
+def save_checkpoint(
+    row: CheckpointRow, fence: Fence | None, rows: Rows, *, node: str | None, instance: str
+) -> Statement:
+    """A finished superstep: its checkpoint, and the rows of the visits that are not committed yet."""
+    statement = _fenced(fence)
+    run = statement.arg(row.thread_id, "uuid")
+    values = ", ".join(
+        (
+            run,
+            statement.arg(row.namespace, "text"),
+            statement.arg(row.number, "int"),
+            statement.arg(row.checkpoint_id, "uuid"),
+            statement.arg(row.parent_id, "uuid"),
+            statement.arg(row.metadata, "jsonb"),
+            statement.arg(row.state, "text"),
+            statement.arg(row.channel_values, "text"),
+        )
+    )
+    statement.part(
+        "saved",
+        "INSERT INTO checkpoints (thread_id, namespace, number, checkpoint_id, parent_id, metadata, state,"
+        f" channel_values) SELECT {values} FROM fence ON CONFLICT DO NOTHING RETURNING 1",
+    )
+    statement.part("go", "SELECT fence.* FROM fence WHERE EXISTS (SELECT FROM saved)")
+    if fence is not None:
+        head = str(row.checkpoint_id) if row.namespace == "" else None
+        _project(statement, rows, node=node, head=head, instance=instance)
+    return statement
+
+
+def save_writes(
+    writes: PendingWrites, fence: Fence | None, rows: Rows, *, node: str | None, instance: str
+) -> Statement:
+    """A finished task of an unfinished superstep: its writes and its rows."""
+    statement = _fenced(fence)
+    keys = ", ".join(
+        (
+            statement.arg(writes.thread_id, "uuid"),
+            statement.arg(writes.namespace, "text"),
+            statement.arg(writes.checkpoint_id, "uuid"),
+            statement.arg(writes.task_id, "uuid"),
+            statement.arg(writes.task_path, "text"),
+        )
+    )
+    listed = ", ".join(
+        (
+            statement.arg(writes.idx, "int[]"),
+            statement.arg(writes.channels, "text[]"),
+            statement.arg(writes.values, "text[]"),
+        )
+    )
+    clash = "DO UPDATE SET channel = EXCLUDED.channel, value = EXCLUDED.value" if writes.special else "DO NOTHING"
+    statement.part(
+        "saved",
+        "INSERT INTO checkpoint_writes (thread_id, namespace, checkpoint_id, task_id, task_path, idx, channel, value)"
+        f" SELECT {keys}, w.* FROM fence, unnest({listed}) AS w"
+        f" ON CONFLICT (thread_id, namespace, checkpoint_id, task_id, idx) {clash} RETURNING 1",
+    )
+    statement.part("go", "SELECT fence.* FROM fence WHERE EXISTS (SELECT FROM saved)")
+    if fence is not None and not writes.special:
+        _project(statement, rows, node=node, head=None, instance=instance)
+    return statement
+
+
+def save_rows(fence: Fence, rows: Rows, *, instance: str, node: str | None = None) -> Statement:
+    """Rows of a commit that has no checkpoint of its own: further rounds of moves, the end made by the executor."""
+    statement = _fenced(fence)
+    statement.part("go", "SELECT * FROM fence")
+    _project(statement, rows, node=node, head=None, instance=instance)
+    return statement
+
+
+def _fenced(fence: Fence | None) -> Statement:
+    statement = Statement()
+    if fence is None:
+        statement.part("fence", "SELECT 1 AS id")
+        return statement
+    run, epoch = statement.arg(fence.run_id, "uuid"), statement.arg(fence.epoch, "bigint")
+    statement.part(
+        "fence",
+        "SELECT id, tenant_id, project_id FROM project_runs"
+        f" WHERE id = {run} AND lease_epoch = {epoch} FOR NO KEY UPDATE",
+    )
+    return statement
+
+
+def _project(statement: Statement, rows: Rows, *, node: str | None, head: str | None, instance: str) -> None:
+    if rows.end is not None:
+        rows.events.append(ending_event(rows.end))
+    sources = [_told(statement, rows)] if rows.events else []
+    _insert_tasks(statement, rows)
+    for moves in rows.moves[:1]:
+        sources.append(_move_tasks(statement, moves))
+    _insert_comments(statement, rows)
+    sources.extend(_change_findings(statement, rows))
+    _insert_artifacts(statement, rows)
+    _insert_questions(statement, rows)
+    _log(statement, rows, sources, node=node, head=head, instance=instance)
+
+
+def _told(statement: Statement, rows: Rows) -> str:
+    types = statement.arg([event_type for event_type, _ in rows.events], "text[]")
+    payloads = statement.arg([json.dumps(payload) for _, payload in rows.events], "jsonb[]")
+    return f"SELECT e.n, e.type, e.payload FROM go, unnest({types}, {payloads}) WITH ORDINALITY AS e(type, payload, n)"
+
+
+def _insert_tasks(statement: Statement, rows: Rows) -> None:
+    if rows.tasks:
+        source = statement.records(
+            rows.tasks,
+            "id uuid, key text, title text, description text, task_kind text, status text, role text, priority int,"
+            " iteration int, acceptance_criteria jsonb, parent_id uuid, branch text, commit text",
+        )
+        statement.part(
+            "tasked",
+            "INSERT INTO tasks (id, tenant_id, run_id, key, title, description, kind, status, assigned_role, priority,"
+            " iteration, acceptance_criteria, parent_task_id, branch, commit)"
+            " SELECT x.id, go.tenant_id, go.id, x.key, x.title, x.description, x.task_kind, x.status, x.role,"
+            f" x.priority, x.iteration, x.acceptance_criteria, x.parent_id, x.branch, x.commit FROM go, {source}"
+            " ON CONFLICT DO NOTHING",
+        )
+    if rows.dependencies:
+        source = statement.records(rows.dependencies, "task_id uuid, depends_on uuid")
+        statement.part(
+            "depended",
+            "INSERT INTO task_dependencies (task_id, depends_on_task_id)"
+            f" SELECT x.task_id, x.depends_on FROM go, {source} ON CONFLICT DO NOTHING",
+        )
+
+
+def _move_tasks(statement: Statement, moves: list[Row]) -> str:
+    source = statement.records(
+        moves, 'id uuid, key text, "to" text, iteration int, branch text, commit text, reason text'
+    )
+    statement.part(
+        "moved",
+        'UPDATE tasks t SET status = x."to", iteration = coalesce(x.iteration, t.iteration),'
+        " branch = coalesce(x.branch, t.branch), commit = coalesce(x.commit, t.commit), version = t.version + 1,"
+        f" updated_at = clock_timestamp() FROM go, {source} WHERE t.id = x.id"
+        " RETURNING t.id, t.key, old.status AS was, t.status AS now, t.iteration, x.reason",
+    )
+    return (
+        "SELECT 1000000 + row_number() OVER (), 'task.moved', jsonb_build_object('task_id', m.id, 'key', m.key, 'from',"
+        " m.was, 'to', m.now, 'iteration', m.iteration, 'reason', m.reason) FROM moved m WHERE m.was <> m.now"
+    )
+
+
+def _insert_comments(statement: Statement, rows: Rows) -> None:
+    if not rows.comments:
+        return
+    source = statement.records(
+        rows.comments,
+        "id uuid, task_id uuid, author_role text, author_name text, comment_type text, body text, metrics jsonb,"
+        " blockers jsonb, next_steps jsonb, rationale text, node text, visit int",
+    )
+    statement.part(
+        "commented",
+        "INSERT INTO task_comments (id, tenant_id, run_id, task_id, author_role, author_name, comment_type, body,"
+        " metrics, blockers, next_steps, rationale, node, visit)"
+        " SELECT x.id, go.tenant_id, go.id, x.task_id, x.author_role, x.author_name, x.comment_type, x.body, x.metrics,"
+        f" x.blockers, x.next_steps, x.rationale, x.node, x.visit FROM go, {source} ON CONFLICT DO NOTHING",
+    )
+
+
+def _change_findings(statement: Statement, rows: Rows) -> list[str]:
+    if rows.findings:
+        source = statement.records(
+            list(rows.findings.values()),
+            "id uuid, task_id uuid, source text, scanner text, rule text, severity text, path text, line int,"
+            " message text, fingerprint text, status text",
+        )
+        statement.part(
+            "found",
+            "INSERT INTO findings AS f (id, tenant_id, run_id, task_id, source, scanner, rule, severity, path, line,"
+            " message, fingerprint, status) SELECT x.id, go.tenant_id, go.id, x.task_id, x.source, x.scanner, x.rule,"
+            f" x.severity, x.path, x.line, x.message, x.fingerprint, x.status FROM go, {source}"
+            " ON CONFLICT (run_id, fingerprint) DO UPDATE SET severity = EXCLUDED.severity, path = EXCLUDED.path,"
+            " line = EXCLUDED.line, message = EXCLUDED.message, task_id = coalesce(EXCLUDED.task_id, f.task_id),"
+            " updated_at = clock_timestamp(), status = CASE WHEN f.status = 'false_positive' OR (f.status = 'waived'"
+            " AND f.waived_until > clock_timestamp()) THEN f.status ELSE EXCLUDED.status END",
+        )
+    if not rows.closings:
+        return []
+    source = statement.records(rows.closings, "source text, still_open jsonb")
+    recorded = statement.arg(list(rows.findings), "text[]")
+    statement.part(
+        "closed",
+        f"UPDATE findings f SET status = 'fixed', updated_at = clock_timestamp() FROM go, {source}"
+        " WHERE f.run_id = go.id AND f.source = x.source AND f.status = 'open' AND NOT x.still_open ? f.fingerprint"
+        f" AND f.fingerprint <> ALL ({recorded}) RETURNING f.source, f.fingerprint",
+    )
+    return [
+        "SELECT 2000000, 'findings.closed', jsonb_build_object('source', c.source, 'fingerprints',"
+        " jsonb_agg(c.fingerprint ORDER BY c.fingerprint)) FROM closed c GROUP BY c.source"
+    ]
+
+
+def _insert_artifacts(statement: Statement, rows: Rows) -> None:
+    if not rows.artifacts:
+        return
+    source = statement.records(
+        rows.artifacts,
+        "id uuid, task_id uuid, artifact_kind text, path text, media_type text, size bigint, sha256 text, commit text",
+    )
+    statement.part(
+        "made",
+        "INSERT INTO artifacts (id, tenant_id, run_id, task_id, kind, path, media_type, size, sha256, commit)"
+        " SELECT x.id, go.tenant_id, go.id, x.task_id, x.artifact_kind, x.path, x.media_type, x.size, x.sha256,"
+        f" x.commit FROM go, {source} ON CONFLICT DO NOTHING",
+    )
+
+
+def _insert_questions(statement: Statement, rows: Rows) -> None:
+    if not rows.questions:
+        return
+    source = statement.records(
+        rows.questions,
+        'id uuid, task_id uuid, key text, question_kind text, text text, asked_by text, options jsonb, "default" text,'
+        " due_seconds int, on_expiry text",
+    )
+    statement.part(
+        "asked",
+        'INSERT INTO questions (id, tenant_id, run_id, task_id, key, kind, asked_by, text, options, "default",'
+        " due_at, on_expiry) SELECT x.id, go.tenant_id, go.id, x.task_id, x.key, x.question_kind, x.asked_by, x.text,"
+        ' x.options, x."default", clock_timestamp() + make_interval(secs => x.due_seconds), x.on_expiry'
+        f" FROM go, {source} ON CONFLICT DO NOTHING",
+    )
+
+
+def _log(
+    statement: Statement, rows: Rows, sources: list[str], *, node: str | None, head: str | None, instance: str
+) -> None:
+    changes = ["claims = 0", "updated_at = clock_timestamp()"]
+    if sources:
+        statement.part("told(n, type, payload)", " UNION ALL ".join(sources))
+        changes.append("event_seq = r.event_seq + (SELECT count(*) FROM told)")
+    if node is not None:
+        changes.append(f"current_node = {statement.arg(node, 'text')}")
+    if head is not None:
+        changes.append(f"head_checkpoint_id = {statement.arg(head, 'text')}")
+    if rows.progress is not None:
+        changes.append(f"progress = {statement.arg(rows.progress, 'smallint')}")
+    if rows.end is not None:
+        changes.extend(_end(statement, rows.end))
+    statement.part(
+        "bumped",
+        f"UPDATE project_runs r SET {', '.join(changes)} FROM go WHERE r.id = go.id"
+        " RETURNING r.event_seq, r.correlation_id, r.tenant_id, r.project_id, r.id",
+    )
+    if sources:
+        statement.part(
+            "logged",
+            "INSERT INTO events (tenant_id, project_id, run_id, seq, type, source, instance, correlation_id, payload)"
+            " SELECT b.tenant_id, b.project_id, b.id, b.event_seq - t.total + t.k, t.type, 'engine',"
+            f" {statement.arg(instance, 'text')}, b.correlation_id, t.payload FROM bumped b, (SELECT type, payload,"
+            " row_number() OVER (ORDER BY n) AS k, count(*) OVER () AS total FROM told) t",
+        )
+
+
+def _end(statement: Statement, end: Row) -> list[str]:
+    status = statement.arg(end["status"], "text")
+    project = "COMPLETED" if end["status"] == "COMPLETED" else "FAILED"
+    statement.part(
+        "closed_project",
+        f"UPDATE projects p SET status = '{project}', active_run_id = NULL, version = p.version + 1,"
+        " updated_at = clock_timestamp() FROM go WHERE p.id = go.project_id AND p.active_run_id = go.id",
+    )
+    return [
+        f"status = {status}",
+        f"stop_reason = {statement.arg(end.get('code'), 'text')}",
+        f"error = {statement.arg(None if project == 'COMPLETED' else end['reason'], 'text')}",
+        f"final_report = {statement.arg(json.dumps(end['report']), 'jsonb')}",
+        "requested = 'none'",
+        "ended_at = clock_timestamp()",
+        "lease_owner = NULL",
+        "lease_expires_at = NULL",
+        "version = r.version + 1",
+    ]

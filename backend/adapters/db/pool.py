@@ -1,0 +1,41 @@
+"""The raw asyncpg pool beside SQLAlchemy's engine, for the statements that every committed node pays for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import asyncpg
+from sqlalchemy.engine import make_url
+
+Pool = asyncpg.Pool
+Connection = asyncpg.Connection
+
+
+class _Connection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg ships no types
+    """A connection that goes back to the pool without a reset round trip: nothing here leaves session state behind."""
+
+    def get_reset_query(self) -> str:
+        """Reset nothing."""
+        return ""
+
+
+def plain_url(url: str) -> str:
+    """Return the URL as asyncpg itself reads it, without a driver name."""
+    parsed = make_url(url.replace("postgres://", "postgresql://", 1)).set(drivername="postgresql")
+    return parsed.render_as_string(hide_password=False)
+
+
+async def open_pool(url: str, *, size: int = 10, command_timeout: float = 60.0) -> Any:
+    """Open the pool; the caller closes it. Statements stay prepared, and their generic plans are used at once."""
+    return await asyncpg.create_pool(
+        plain_url(url),
+        min_size=1,
+        max_size=size,
+        command_timeout=command_timeout,
+        timeout=10.0,
+        max_inactive_connection_lifetime=300.0,
+        statement_cache_size=512,
+        max_cached_statement_lifetime=0,
+        connection_class=_Connection,
+        server_settings={"application_name": "company", "jit": "off", "plan_cache_mode": "force_generic_plan"},
+    )
