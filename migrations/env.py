@@ -15,6 +15,7 @@ from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
+from backend.adapters.db import checkpoint_tables  # noqa: F401 - its tables belong to the metadata too
 from backend.adapters.db.engine import asyncpg_url
 from backend.adapters.db.tables import Table
 from backend.errors import Unavailable

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
@@ -51,6 +51,14 @@ class _Waiting:
     taken: asyncio.Future[None] | None = None
 
 
+@dataclass(slots=True)
+class _Superstep:
+    """The tasks of a superstep that are finished and not committed yet."""
+
+    waiting: list[_Waiting] = field(default_factory=list)
+    committing: list[asyncio.Future[None]] = field(default_factory=list)
+
+
 class RunSaver(BaseCheckpointSaver[int]):
     """Checkpoints of one run under its lease's fence; without a fence, of any thread (forks, tests, reading).
 
@@ -76,8 +84,8 @@ class RunSaver(BaseCheckpointSaver[int]):
         self._holding = holding
         self._committed = committed
         self._instance = instance
-        self._tails: dict[tuple[str, str], _Tail] = {}
-        self._waiting: dict[tuple[str, str], list[_Waiting]] = {}
+        self._tails: dict[tuple[str, str], Tail] = {}
+        self._supersteps: dict[tuple[str, str], _Superstep] = {}
         self._inner_effects: dict[str, list[Any]] = {}
 
     # --- writing ---------------------------------------------------------------------------------------------------
@@ -93,18 +101,25 @@ class RunSaver(BaseCheckpointSaver[int]):
             await self._commit_writes(config, writes, task_id, task_path, Rows())
             return
         visit = self._finished(thread, namespace, task_id, task_path, writes)
+        if visit.node == _INPUT and not namespace:
+            return
         waiting = _Waiting(visit)
-        queue = self._waiting.setdefault((namespace, checkpoint_id or ""), [])
-        queue.append(waiting)
+        superstep = self._supersteps.setdefault((namespace, checkpoint_id or ""), _Superstep())
+        superstep.waiting.append(waiting)
         for _ in range(_TURNS):
             await asyncio.sleep(0)
             if waiting.taken is not None:
                 await waiting.taken
                 return
-        queue.remove(waiting)
+        superstep.waiting.remove(waiting)
         projection = Projection(self._fence.run_id)
         projection.add(visit)
-        await self._commit_writes(config, writes, task_id, task_path, projection.rows, node=visit.node)
+        superstep.committing.append(
+            asyncio.ensure_future(
+                self._commit_writes(config, writes, task_id, task_path, projection.rows, node=visit.node)
+            )
+        )
+        await superstep.committing[-1]
 
     async def _commit_writes(
         self,
@@ -145,11 +160,14 @@ class RunSaver(BaseCheckpointSaver[int]):
         """Commit a finished superstep: its checkpoint, and the tasks that waited for it."""
         self._check_durability(config)
         thread, namespace, parent = place(config)
-        waiting = self._waiting.pop((namespace, parent or ""), [])
+        superstep = self._supersteps.pop((namespace, parent or ""), _Superstep())
+        waiting = superstep.waiting
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         for one in waiting:
             one.taken = done
         try:
+            # A checkpoint says that all tasks of its superstep are done, so their own commits come first.
+            await asyncio.gather(*superstep.committing)
             await self._commit_checkpoint(config, checkpoint, metadata, new_versions, [one.visit for one in waiting])
         except BaseException as error:
             if waiting:
@@ -291,6 +309,8 @@ class RunSaver(BaseCheckpointSaver[int]):
             else:
                 row = await connection.fetchrow(reading.LATEST, as_uuid(thread, "thread_id"), namespace)
             if row is None:
+                if not checkpoint_id:
+                    self._tails[(thread, namespace)] = Tail(thread, namespace, None, 0, None, {})
                 return None
             loaded = await reading.load(connection, row)
         if not checkpoint_id:

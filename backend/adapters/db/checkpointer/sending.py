@@ -1,4 +1,4 @@
-"""Sends commits: one statement is one transaction; a lost connection is tried again, since a commit may be sent twice."""
+"""Sends commits: one statement is one transaction, sent again when the connection was lost on the way."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ async def send(pool: Any, statements: Sequence[Statement]) -> Any:
     raise AssertionError("unreachable")
 
 
-async def _send_once(pool: Any, statements: Sequence[Statement], final: str = "") -> Any:
+async def _send_once(pool: Any, statements: Sequence[Statement]) -> Any:
     first, *others = statements
     async with pool.acquire() as connection:
         if not others:

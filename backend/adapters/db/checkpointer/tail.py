@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -64,10 +63,6 @@ class Tail:
             "sources": self.sources,
             "updated": checkpoint.get("updated_channels"),
         }
-        values = (
-            f"{json.dumps(channel)}:{dumps(value, where=f'The channel {channel}').strip()}"
-            for channel, value in self.held.items()
-        )
         return CheckpointRow(
             as_uuid(self.thread, "thread_id"),
             self.namespace,
@@ -76,7 +71,7 @@ class Tail:
             as_uuid(self.parent_id, "checkpoint_id") if self.parent_id else None,
             dumps(dict(self.metadata or {}), where="The metadata"),
             dumps(state, where="The checkpoint"),
-            "{" + ",".join(values) + "}",
+            dumps(self.held, where="The state"),
         )
 
 
