@@ -19,6 +19,7 @@ OPENAI_URL = "https://api.openai.com/v1"
 Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[\w./:@+-]+$")]
 Seconds = Annotated[int, Field(ge=1, le=30 * 24 * 3600)]
 Tokens = Annotated[int, Field(ge=1, le=10_000_000_000)]
+PerMillion = Annotated[Decimal, Field(ge=0, le=100_000, max_digits=16, decimal_places=8)]
 Usd = Annotated[Decimal, Field(gt=0, le=Decimal(1_000_000), max_digits=14, decimal_places=6)]
 
 
@@ -65,9 +66,13 @@ class ProviderConfig(Section):
 
     kind: Literal["openai", "replay"] = "openai"
     base_url: Annotated[str, Field(pattern=r"^https?://[^\s]+$", max_length=500)] | None = None
-    key_variable: Annotated[str, Field(pattern=r"^[A-Z][A-Z0-9_]*$", max_length=100)] | None = None
-    """The environment variable that holds the key; None for endpoints without keys."""
+    key_variable: Annotated[str, Field(pattern=r"^[A-Z][A-Z0-9_]*_(KEY|TOKEN)$", max_length=100)] | None = None
+    """The environment variable that holds the key; None for endpoints without keys.
+
+    Only names that end so can be sent to an endpoint, so that no setting can give away a database address or the like.
+    """
     default_model: Name | None = None
+    """The model of roles that name none, and of this provider when it stands in for another."""
     timeout_seconds: Annotated[float, Field(gt=0, le=3600)] = 120.0
     requests_per_minute: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
     retries: Annotated[int, Field(ge=0, le=10)] = 4
@@ -80,9 +85,9 @@ class ProviderConfig(Section):
 class ModelPrice(Section):
     """USD for a million tokens; an explicit 0 for local models."""
 
-    input: Annotated[Decimal, Field(ge=0, le=100_000)]
-    output: Annotated[Decimal, Field(ge=0, le=100_000)]
-    cached_input: Annotated[Decimal, Field(ge=0, le=100_000)] | None = None
+    input: PerMillion
+    output: PerMillion
+    cached_input: PerMillion | None = None
 
 
 class ModelsConfig(Section):
