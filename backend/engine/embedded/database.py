@@ -8,6 +8,7 @@ import shutil
 import signal
 import socket
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,17 +75,20 @@ def password(place: Place) -> str:
     return path.read_text().strip()
 
 
-def start(place: Place, logs: Path, *, durable: bool) -> Postgres:
-    """Make the data if there is none, then start the server over it and wait until it takes connections."""
+def start(place: Place, logs: Path, *, durable: bool, pick: Callable[[int | None], int] = free_port) -> Postgres:
+    """Make the data if there is none, then start the server over it and wait until it takes connections.
+
+    Another program may take the port that `pick` found free; then another one is picked.
+    """
     data = place.folder / "postgres"
     secret = password(place)
     if not (data / "PG_VERSION").exists():
         _create(place, data, secret, durable=durable)
     _check_major(place, data)
-    _wait_for_predecessor(data)
+    end_predecessor(data)
     wanted = remembered_port(place, "postgres")
     for _ in range(5):
-        port = free_port(wanted)
+        port = pick(wanted)
         child = _launch(place, data, port, logs, durable=durable)
         failure = _wait_until_ready(child, data)
         if failure is None:
@@ -143,13 +147,13 @@ def _check_major(place: Place, data: Path) -> None:
         )
 
 
-def _wait_for_predecessor(data: Path) -> None:
-    """Wait until no server works in the data any more, and end one that stays: its company is gone, we hold the lock.
+def end_predecessor(data: Path, *, grace: float = 10.0) -> None:
+    """Wait `grace` seconds until no server works in the data, then end it: its company is gone, we hold the lock.
 
     After that a pid file is stale, whatever process has its number now.
     """
     home = data.resolve()
-    for number, seconds in ((None, 10.0), (signal.SIGINT, 20.0), (signal.SIGQUIT, 10.0), (signal.SIGKILL, 10.0)):
+    for number, seconds in ((None, grace), (signal.SIGINT, 20.0), (signal.SIGQUIT, 10.0), (signal.SIGKILL, 10.0)):
         left = running_in(home, "postgres")
         if number is not None:
             for pid in left:

@@ -10,8 +10,9 @@ from __future__ import annotations
 import os
 import pwd
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from backend.engine.embedded.binaries import CLEAN, Binaries, postgres
@@ -49,8 +50,11 @@ class Place:
             os.chown(path, self.identity.uid, self.identity.gid)
 
 
-def find(home: Path, *, kinds: Sequence[str] = ("userns", "setuid")) -> Place:
-    """Find the place below (or, if need be, beside) the state directory; `kinds` are what root may try, in order.
+def find(home: Path, *, kinds: Sequence[str] = ("userns", "setuid"), elsewhere: Path = ELSEWHERE) -> Place:
+    """Find the place below (or, if need be, beside) the state directory.
+
+    `kinds` are what root may try, in order; `elsewhere` is where root keeps data of a state directory that the
+    servers' user cannot enter.
 
     Raises `Unavailable` when the data belongs to somebody else, or nothing works.
     """
@@ -64,9 +68,9 @@ def find(home: Path, *, kinds: Sequence[str] = ("userns", "setuid")) -> Place:
                 "COMPANY_HOME to another directory.",
                 code="embedded_foreign_data",
             )
-        return Place(folder, OURSELVES, programs)
+        return Place(folder, _as_ourselves(programs), programs)
     for kind in kinds:
-        place = _as_root(kind, home, folder, owner, programs)
+        place = _as_root(kind, folder, owner, programs, partial(_elsewhere, home, elsewhere))
         if place is not None:
             return place
     raise Unavailable(
@@ -76,7 +80,21 @@ def find(home: Path, *, kinds: Sequence[str] = ("userns", "setuid")) -> Place:
     )
 
 
-def _as_root(kind: str, home: Path, folder: Path, owner: int | None, programs: Binaries) -> Place | None:
+def _as_ourselves(programs: Binaries) -> Identity:
+    """Us; in a namespace where we have a name when this machine knows none (initdb wants one)."""
+    try:
+        pwd.getpwuid(os.geteuid())
+    except KeyError:
+        for user in _users(None):
+            identity = Identity("userns", user.pw_uid, user.pw_gid, user.pw_name)
+            if _runs(programs, identity):
+                return identity
+    return OURSELVES
+
+
+def _as_root(
+    kind: str, folder: Path, owner: int | None, programs: Binaries, beside: Callable[[], Path]
+) -> Place | None:
     for user in _users(owner if kind == "setuid" else None):
         if kind == "userns" and owner in (None, 0):
             identity = Identity("userns", user.pw_uid, user.pw_gid, user.pw_name)
@@ -84,7 +102,7 @@ def _as_root(kind: str, home: Path, folder: Path, owner: int | None, programs: B
                 return Place(folder, identity, programs)
         if kind == "setuid" and owner != 0:
             identity = Identity("setuid", user.pw_uid, user.pw_gid, user.pw_name)
-            reachable = folder if _reachable(folder, identity) else _elsewhere(home)
+            reachable = folder if _reachable(folder, identity) else beside()
             own = programs if _runs(programs, identity) else programs.copied_to(reachable / "programs", identity)
             if _runs(own, identity):
                 return Place(reachable, identity, own)
@@ -119,11 +137,11 @@ def _folder(home: Path) -> Path:
     return Path(pointer.read_text().strip()) if pointer.exists() else home / "embedded"
 
 
-def _elsewhere(home: Path) -> Path:
-    """A folder below `/var/lib`, remembered in the state directory, for a state directory that others cannot enter."""
+def _elsewhere(home: Path, above: Path) -> Path:
+    """A folder of its own below `above`, remembered in the state directory, which others cannot enter."""
     pointer = home / "embedded.location"
     if not pointer.exists():
         unfinished = pointer.with_suffix(".new")
-        unfinished.write_text(f"{ELSEWHERE / secrets.token_hex(8)}\n")
+        unfinished.write_text(f"{above / secrets.token_hex(8)}\n")
         unfinished.rename(pointer)
     return Path(pointer.read_text().strip())
