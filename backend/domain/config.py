@@ -26,7 +26,7 @@ Usd = Annotated[Decimal, Field(gt=0, le=Decimal(1_000_000), max_digits=14, decim
 class Section(BaseModel):
     """The shape of every section: frozen, and unknown keys are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class OnExceed(StrEnum):

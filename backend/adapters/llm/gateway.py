@@ -7,6 +7,7 @@ The engine's journal reserves the quote, sends, settles with the exchange, and d
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
 
@@ -14,7 +15,7 @@ from pydantic import SecretStr
 
 from backend.adapters.llm.completion import Completion
 from backend.adapters.llm.limits import ProviderLimits
-from backend.adapters.llm.prices import price
+from backend.adapters.llm.prices import price, recorded_cost
 from backend.adapters.llm.providers import Key, OnToken, OpenAIProviders
 from backend.adapters.llm.replay import ReplayProvider
 from backend.adapters.llm.wire import LARGEST_REPLY
@@ -70,7 +71,8 @@ class Gateway:
             reply, usage = self._replay.call(choice, provider, request, position)
             if on_token is not None and reply.content:
                 await on_token(reply.content)
-            return _exchange(choice, config, reply, usage, time.monotonic() - began, estimated=False)
+            marks = {"recorded_cost_usd": recorded_cost(reply.model, usage)}
+            return _exchange(choice, config, reply, usage, time.monotonic() - began, marks)
         if config.budget.usd is not None and price(config, choice.provider, choice.model) is None:
             raise CallFailed("refused", unpriced(choice.provider, choice.model))
         await self._limits.wait(provider)
@@ -79,9 +81,9 @@ class Gateway:
         seconds = time.monotonic() - began
         if heard.usage is None:
             guessed = _guess(request, heard.completion)
-            return _exchange(choice, config, heard.completion, guessed, seconds, estimated=True)
+            return _exchange(choice, config, heard.completion, guessed, seconds, {"usage_estimated": True})
         self._learn(choice, request, heard.usage)
-        return _exchange(choice, config, heard.completion, heard.usage, seconds, estimated=False)
+        return _exchange(choice, config, heard.completion, heard.usage, seconds, {})
 
     async def close(self) -> None:
         """Close the connections."""
@@ -116,10 +118,9 @@ def _guess(request: ModelRequest, reply: Completion) -> Usage:
 
 
 def _exchange(
-    choice: Choice, config: RunConfig, reply: Completion, usage: Usage, seconds: float, *, estimated: bool
+    choice: Choice, config: RunConfig, reply: Completion, usage: Usage, seconds: float, marks: Mapping[str, Any]
 ) -> Exchange:
     priced = price(config, choice.provider, choice.model)
-    marks: dict[str, Any] = {"usage_estimated": True} if estimated else {}
     return Exchange(
         content=reply.content,
         tool_calls=reply.tool_calls,

@@ -45,6 +45,12 @@ def price(config: RunConfig, provider: str, model: str) -> Price | None:
     return _listed(endpoint.base_url or OPENAI_URL, model) or _public(endpoint.base_url or OPENAI_URL, model)
 
 
+def recorded_cost(model: str | None, usage: Usage) -> str | None:
+    """Return what a recorded call would cost at today's public price of its model; None where there is none."""
+    known = _public(OPENAI_URL, model) if model is not None else None
+    return None if known is None else str(known.cost(usage))
+
+
 def is_local(url: str) -> bool:
     """Whether an endpoint is on this machine or a private network, by its address alone (no name is looked up)."""
     host = (urlsplit(url).hostname or "").lower()
