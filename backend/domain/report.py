@@ -46,13 +46,14 @@ class Ending(Reply):
 
 
 def ending(verdicts: Mapping[str, Mapping[str, Any]], tasks: Mapping[str, str]) -> Ending:
-    """Decide from the last verdict of every gate and the status of every task; no model is asked."""
+    """Decide from the last verdict of every gate (`gate` or `gate/task`) and the status of every task."""
     for gate in Gate:
-        verdict = verdicts.get(gate)
-        if verdict is not None and verdict["decision"] in (Decision.STOP, Decision.FAIL):
-            stopped = verdict["decision"] == Decision.STOP
-            status = _STOPS.get(gate, RunStatus.FAILED) if stopped else RunStatus.FAILED
-            return Ending(status=status, reason=verdict["reason"], retry_at=_GOES_ON_AT.get(gate, "dispatch"))
+        for name in sorted(name for name in verdicts if _gate(name) == gate):
+            verdict = verdicts[name]
+            if verdict["decision"] in (Decision.STOP, Decision.FAIL):
+                stopped = verdict["decision"] == Decision.STOP
+                status = _STOPS.get(gate, RunStatus.FAILED) if stopped else RunStatus.FAILED
+                return Ending(status=status, reason=verdict["reason"], retry_at=_GOES_ON_AT.get(gate, "dispatch"))
     undone = sorted(key for key, status in tasks.items() if status != TaskStatus.DONE)
     if undone or not tasks:
         named = ", ".join(undone[:5]) or "there are none"
@@ -60,15 +61,18 @@ def ending(verdicts: Mapping[str, Mapping[str, Any]], tasks: Mapping[str, str]) 
     return Ending(status=RunStatus.COMPLETED, reason=_praise(verdicts))
 
 
+def _gate(name: str) -> str:
+    return name.partition("/")[0]
+
+
 def _praise(verdicts: Mapping[str, Mapping[str, Any]]) -> str:
-    accepted = [gate for gate, verdict in verdicts.items() if verdict["decision"] == Decision.ACCEPT]
-    off = [gate for gate, verdict in verdicts.items() if verdict["decision"] == Decision.OFF]
+    accepted = {_gate(name) for name, verdict in verdicts.items() if verdict["decision"] == Decision.ACCEPT}
+    off = {_gate(name) for name, verdict in verdicts.items() if verdict["decision"] == Decision.OFF}
+    if not accepted and not off:
+        return "Every task is done and every gate passed."
     parts = ["Every task is done"]
     parts += [f"accepted with findings: {', '.join(sorted(accepted))}"] if accepted else []
     parts += [f"not judged, because switched off: {', '.join(sorted(off))}"] if off else []
-    if not accepted and not off:
-        parts.append("and every gate passed")
-        return " ".join(parts) + "."
     return "; ".join(parts) + "."
 
 
