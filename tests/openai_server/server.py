@@ -109,8 +109,8 @@ class OpenAIServer:
             return self._script[number - 1] if number <= len(self._script) else beyond
         try:
             if self._script_takes_headers():
-                return self._script(received.json, received.headers)  # type: ignore[call-arg]
-            return self._script(received.json)  # type: ignore[call-arg]
+                return self._script(received.json, received.headers)  # type: ignore[call-arg]  # scripts take one or two arguments
+            return self._script(received.json)  # type: ignore[call-arg]  # scripts take one or two arguments
         except Exception as failure:  # noqa: BLE001 - a broken script must be seen by the test, not hang it
             return error(500, f"The script failed: {failure!r}")
 

@@ -214,7 +214,7 @@ async def test_dependencies_that_form_a_cycle_are_refused(session: AsyncSession,
     session.add_all([TaskDependency(task_id=b.id, depends_on_task_id=a.id)])
     session.add_all([TaskDependency(task_id=c.id, depends_on_task_id=b.id)])
     await session.flush()
-    link = TaskDependency.__table__.insert()  # type: ignore[attr-defined]
+    link = TaskDependency.__table__.insert()
     await refused(session, link.values(task_id=a.id, depends_on_task_id=c.id), "form a cycle")
     await refused(session, link.values(task_id=a.id, depends_on_task_id=a.id), "not_itself")
     other = await add_task(session, await make_run(session), "elsewhere")
