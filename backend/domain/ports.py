@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 from uuid import UUID
 
 from backend.domain.config import ChecksConfig, WorkspaceConfig
@@ -156,6 +156,8 @@ class Toolbox(Protocol):
 class TestCase:
     """One test as the runner's JUnit report lists it."""
 
+    __test__: ClassVar[bool] = False
+
     id: str
     outcome: str
     """`passed`, `failed`, `error`, `skipped` or `missing` (expected, but not in the report)."""
@@ -166,6 +168,8 @@ class TestCase:
 @dataclass(frozen=True, slots=True)
 class TestReport:
     """What really happened when the tests ran; `green` follows from programs alone."""
+
+    __test__: ClassVar[bool] = False
 
     green: bool
     reasons: tuple[str, ...]
