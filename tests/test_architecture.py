@@ -213,10 +213,13 @@ def test_files_stay_short() -> None:
 
 
 def test_functions_stay_short() -> None:
+    """What is done counts; the signature and the docstring may be as long as they need."""
+
     def rule(name: str, module: ast.Module) -> Finding:
         for node in ast.walk(module):
             if isinstance(node, FUNCTION):
-                length = (node.end_lineno or node.lineno) - node.lineno + 1
+                body = node.body[1:] if ast.get_docstring(node) and len(node.body) > 1 else node.body
+                length = (node.end_lineno or node.lineno) - body[0].lineno + 1
                 if length > FUNCTION_LINES:
                     yield f"{node.lineno} {node.name} has {length} lines"
 
