@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
+from urllib.parse import unquote
 
 from backend.domain.recording import Recording
 from tests.openai_server.replies import Reply, error, tool_calls
@@ -19,7 +21,7 @@ def position_of(headers: Mapping[str, str]) -> Place | None:
     if len(parts) < 6:
         return None
     role, node, task, visit, ordinal = parts[1:6]
-    return role, node, None if task == "-" else task, int(visit), int(ordinal)
+    return role, unquote(node), None if task == "-" else unquote(task), int(visit), int(ordinal)
 
 
 def recorded(recording: Recording) -> Callable[[dict[str, Any], Mapping[str, str]], Reply]:
@@ -38,8 +40,6 @@ def recorded(recording: Recording) -> Callable[[dict[str, Any], Mapping[str, str
             for call in said.tool_calls
         ]
         reply = tool_calls(*calls, content=said.content)
-        from dataclasses import replace
-
         usage = step.usage
         return replace(reply, finish_reason=said.finish_reason).billed(usage.input, usage.output, usage.cached)
 

@@ -16,7 +16,7 @@ class Unreadable(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """A reply in the company's terms; `raw` is the completion's JSON."""
+    """A reply in the company's terms; `raw` is what else the endpoint told of it (id, fingerprint, usage)."""
 
     content: str
     tool_calls: tuple[ToolCall, ...]
@@ -55,7 +55,24 @@ def read(body: bytes) -> Completion:
     if calls and reason in ("stop", "other"):
         reason = "tool_calls"  # several servers end tool calls with "stop"
     model = parsed.get("model")
-    return Completion(_content(message), calls, reason, model if isinstance(model, str) else None, parsed)
+    named = model if isinstance(model, str) and model else None
+    return Completion(_content(message), calls, reason, named, _about(parsed, choices[0]))
+
+
+def _about(parsed: dict[str, Any], choice: dict[str, Any]) -> dict[str, Any]:
+    """What is worth keeping beside the reply, and harmless to keep: short scalars, and the usage as it was sent."""
+    told = {key: parsed.get(key) for key in ("id", "model", "created", "system_fingerprint", "service_tier")}
+    told["finish_reason"] = choice.get("finish_reason")
+    kept: dict[str, Any] = {
+        key: said for key, said in told.items() if isinstance(said, str | int) and len(str(said)) <= 200
+    }
+    usage = parsed.get("usage")
+    try:
+        if isinstance(usage, dict) and len(json.dumps(usage)) <= 2000:
+            kept["usage"] = usage
+    except RecursionError:
+        pass  # nested beyond sense: nothing worth keeping
+    return kept
 
 
 def fold(body: bytes) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
@@ -17,7 +18,7 @@ from pydantic import SecretStr
 from backend.adapters.llm import completion, failures
 from backend.adapters.llm.wire import LARGEST_REPLY, BoundedClient, Capture, TooLarge, capturing, usage_in
 from backend.domain.config import OPENAI_URL, ProviderConfig
-from backend.domain.model import CallFailed, Choice, FailureKind, ModelRequest, Position, Usage
+from backend.domain.model import CallFailed, Choice, FailureKind, Message, ModelRequest, Position, Usage
 
 if TYPE_CHECKING:
     from langchain_openai.chat_models.base import BaseChatOpenAI
@@ -182,23 +183,49 @@ async def _send(
     """Send and fill the capture; return what the client raised, which the capture explains."""
     from openai import OpenAIError
 
+    messages = [_message(message) for message in request.messages]
     token = capturing.set(capture)
     try:
         async with asyncio.timeout(choice.timeout_seconds):
             if on_token is None:
-                await model.ainvoke(list(request.messages), **options)
+                await model.ainvoke(messages, **options)
             else:
-                async for chunk in model.astream(list(request.messages), stream_usage=dialect.stream_usage, **options):
+                async for chunk in model.astream(messages, stream_usage=dialect.stream_usage, **options):
                     if chunk.text:
                         await on_token(chunk.text)
     except (OpenAIError, httpx2.HTTPError, TooLarge, TimeoutError) as failure:
         return failure
-    except (ValueError, TypeError, LookupError, AttributeError) as unread:
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as unread:
         # The library could not make sense of the body; the capture is judged by our own reading.
         return unread
     finally:
         capturing.reset(token)
     return None
+
+
+def _message(message: Message) -> Any:
+    """A message as langchain takes it; only tool calls need care, since it refuses those that are no JSON object."""
+    if not message.get("tool_calls"):
+        return dict(message)
+    from langchain_core.messages import AIMessage
+
+    good, broken = [], []
+    for call in message["tool_calls"]:
+        name, said = call["function"]["name"], call["function"]["arguments"]
+        arguments = _object(said)
+        if arguments is not None:
+            good.append({"name": name, "args": arguments, "id": call["id"], "type": "tool_call"})
+        else:
+            broken.append({"name": name, "args": said, "id": call["id"], "type": "invalid_tool_call", "error": None})
+    return AIMessage(content=message.get("content") or "", tool_calls=good, invalid_tool_calls=broken)
+
+
+def _object(text: str) -> dict[str, Any] | None:
+    try:
+        parsed = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return parsed if isinstance(parsed, dict) else None
 
 
 def _heard(capture: Capture, raised: BaseException | None, choice: Choice) -> Heard:
@@ -210,6 +237,8 @@ def _heard(capture: Capture, raised: BaseException | None, choice: Choice) -> He
         billed = usage_in(bytes(capture.body))
         unknown = capture.sent and billed is None
         raise CallFailed(kind, f"{where} {why}.", billed=billed, may_be_billed=unknown) from raised
+    if capture.status is None and raised is not None:
+        raise CallFailed("refused", f"{where} was not asked, since the request cannot be written: {raised}") from raised
     return _understood(bytes(capture.body), where)
 
 
