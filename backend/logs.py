@@ -37,6 +37,12 @@ def bind(**ids: str | int | UUID | None) -> Iterator[None]:
         _bound.reset(token)
 
 
+def bind_rest(**ids: str | int | UUID | None) -> None:
+    """Bind as `bind` does, for the rest of the coroutine's own context; for code that has no place to unbind."""
+    new = {name: str(value) for name, value in ids.items() if value is not None}
+    _bound.set({**(_bound.get() or {}), **new})
+
+
 def bound() -> dict[str, str]:
     """The ids that hold here."""
     return dict(_bound.get() or {})

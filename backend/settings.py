@@ -29,6 +29,10 @@ class EngineSettings(BaseModel):
     commands: Annotated[int, Field(ge=1, le=256)] = 2
     """Sandboxed commands at once on this machine."""
     pool_size: Annotated[int, Field(ge=1, le=500)] = 10
+    shutdown_seconds: Annotated[float, Field(gt=0, le=300)] = 20.0
+    """How long runs may take to a safe point when a worker is asked to leave."""
+    crash_at: str = ""
+    """For tests of faults: points at which a worker kills itself, as `reserve` or `response:3`."""
 
 
 class Settings(BaseSettings):

@@ -16,10 +16,11 @@ from backend.adapters.db.projection import Row, Rows, ending_event
 
 @dataclass(frozen=True, slots=True)
 class Fence:
-    """The right to write for a run: its lease's epoch."""
+    """The right to write for a run: its lease's epoch, and how long a heartbeat extends it."""
 
     run_id: UUID
     epoch: int
+    lease_seconds: float = 15.0
 
 
 @dataclass(slots=True)
@@ -102,7 +103,7 @@ def save_checkpoint(
     statement.part("go", "SELECT fence.* FROM fence WHERE EXISTS (SELECT FROM saved)")
     if fence is not None:
         head = str(row.checkpoint_id) if row.namespace == "" else None
-        _project(statement, rows, node=node, head=head, instance=instance)
+        _project(statement, rows, fence, node=node, head=head, instance=instance)
     return statement
 
 
@@ -136,7 +137,7 @@ def save_writes(
     )
     statement.part("go", "SELECT fence.* FROM fence WHERE EXISTS (SELECT FROM saved)")
     if fence is not None and not writes.special:
-        _project(statement, rows, node=node, head=None, instance=instance)
+        _project(statement, rows, fence, node=node, head=None, instance=instance)
     return statement
 
 
@@ -144,7 +145,7 @@ def save_rows(fence: Fence, rows: Rows, *, instance: str, node: str | None = Non
     """Rows of a commit that has no checkpoint of its own: further rounds of moves, the end made by the executor."""
     statement = _fenced(fence)
     statement.part("go", "SELECT * FROM fence")
-    _project(statement, rows, node=node, head=None, instance=instance)
+    _project(statement, rows, fence, node=node, head=None, instance=instance)
     return statement
 
 
@@ -162,7 +163,9 @@ def _fenced(fence: Fence | None) -> Statement:
     return statement
 
 
-def _project(statement: Statement, rows: Rows, *, node: str | None, head: str | None, instance: str) -> None:
+def _project(
+    statement: Statement, rows: Rows, fence: Fence, *, node: str | None, head: str | None, instance: str
+) -> None:
     if rows.end is not None:
         rows.events.append(ending_event(rows.end))
     sources = [_told(statement, rows)] if rows.events else []
@@ -173,7 +176,7 @@ def _project(statement: Statement, rows: Rows, *, node: str | None, head: str | 
     sources.extend(_change_findings(statement, rows))
     _insert_artifacts(statement, rows)
     _insert_questions(statement, rows)
-    _log(statement, rows, sources, node=node, head=head, instance=instance)
+    _log(statement, rows, sources, fence, node=node, head=head, instance=instance)
 
 
 def _told(statement: Statement, rows: Rows) -> str:
@@ -306,7 +309,14 @@ def _insert_questions(statement: Statement, rows: Rows) -> None:
 
 
 def _log(
-    statement: Statement, rows: Rows, sources: list[str], *, node: str | None, head: str | None, instance: str
+    statement: Statement,
+    rows: Rows,
+    sources: list[str],
+    fence: Fence,
+    *,
+    node: str | None,
+    head: str | None,
+    instance: str,
 ) -> None:
     changes = ["claims = 0", "updated_at = clock_timestamp()"]
     if sources:
@@ -320,6 +330,7 @@ def _log(
         changes.append(f"progress = {statement.arg(rows.progress, 'smallint')}")
     if rows.end is not None:
         changes.extend(_end(statement, rows.end))
+        changes.append(worked(statement, fence.lease_seconds))
     statement.part(
         "bumped",
         f"UPDATE project_runs r SET {', '.join(changes)} FROM go WHERE r.id = go.id"
@@ -333,6 +344,13 @@ def _log(
             f" {statement.arg(instance, 'text')}, b.correlation_id, t.payload FROM bumped b, (SELECT type, payload,"
             " row_number() OVER (ORDER BY n) AS k, count(*) OVER () AS total FROM told) t",
         )
+
+
+def worked(statement: Statement, lease_seconds: float) -> str:
+    """The working time since the last heartbeat, which set the lease's end: added when the lease is given back."""
+    ttl = statement.arg(lease_seconds, "double precision")
+    since = f"clock_timestamp() - r.lease_expires_at + make_interval(secs => {ttl})"
+    return f"spent_seconds = r.spent_seconds + greatest(0, coalesce(extract(epoch FROM {since}), 0))::numeric(14, 6)"
 
 
 def _end(statement: Statement, end: Row) -> list[str]:

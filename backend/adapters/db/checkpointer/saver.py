@@ -23,6 +23,7 @@ from langgraph.checkpoint.base import (
     CheckpointTuple,
     get_serializable_checkpoint_metadata,
 )
+from langgraph.checkpoint.serde.types import ERROR
 
 from backend.adapters.db import commit
 from backend.adapters.db.checkpointer import reading, retention
@@ -40,6 +41,7 @@ _TURNS = 6
 """Turns of the event loop between a task's end and the checkpoint of its superstep, with some to spare."""
 _INPUT = "__start__"
 _TRIES = 4
+_ERROR_HANDLER = "__error_source_node__"
 _DURABILITY = "__pregel_durability"
 
 
@@ -97,6 +99,8 @@ class RunSaver(BaseCheckpointSaver[int]):
         self._check_durability(config)
         thread, namespace, checkpoint_id = place(config)
         special = all(channel in WRITES_IDX_MAP for channel, _ in writes)
+        if self._fence is not None and _failed(writes):
+            return
         if self._fence is None or special:
             await self._commit_writes(config, writes, task_id, task_path, Rows())
             return
@@ -363,3 +367,9 @@ class RunSaver(BaseCheckpointSaver[int]):
             for thread in threads:
                 await retention.keep_latest(self._pool, thread)
         self._tails.clear()
+
+
+def _failed(writes: Sequence[tuple[str, Any]]) -> bool:
+    """Whether a task failed without a handler for its error: it runs again, so nothing of it is kept."""
+    channels = {channel for channel, _ in writes}
+    return ERROR in channels and _ERROR_HANDLER not in channels

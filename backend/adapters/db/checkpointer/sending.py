@@ -47,6 +47,18 @@ async def send(pool: Any, statements: Sequence[Statement]) -> Any:
     raise AssertionError("unreachable")
 
 
+async def fetch(pool: Any, text: str, args: Sequence[Any]) -> Any:
+    """Run one statement that may be sent twice, and return its row; raises as `send` does."""
+    for pause in (*_PAUSES, None):
+        try:
+            return await pool.fetchrow(text, *args)
+        except (asyncpg.SerializationError, asyncpg.DeadlockDetectedError, *LOST_CONNECTION) as error:
+            if pause is None:
+                raise Unavailable(f"The database cannot be reached: {error}", code="database_unavailable") from error
+            await asyncio.sleep(pause)
+    raise AssertionError("unreachable")
+
+
 async def _send_once(pool: Any, statements: Sequence[Statement]) -> Any:
     first, *others = statements
     async with pool.acquire() as connection:

@@ -1,0 +1,379 @@
+"""Drives runs: claim, build, stream, and one of the ways a slice ends; the only place where a graph is driven.
+
+Whatever happens inside ends here: `Held` and drains hold the run, `LimitReached` goes to the budget gate, conditions
+end it with a report, a lost lease ends nothing at all, since the run is somebody else's by then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+
+from langgraph.errors import GraphDrained, GraphRecursionError
+from langgraph.types import Command
+
+from backend import logs, metrics
+from backend.adapters.crashes import crash_point
+from backend.adapters.db.checkpointer import LeaseLost, RunSaver
+from backend.adapters.db.checkpointer.retention import thin
+from backend.adapters.db.commit import Fence
+from backend.adapters.db.engine import Sessions
+from backend.adapters.db.projection import Rows
+from backend.domain.config import OnExceed
+from backend.domain.graph import RECURSION_LIMIT
+from backend.domain.ports import Bell, Held, StepFailed
+from backend.domain.run import Request, RunStatus
+from backend.engine import claims
+from backend.engine.claims import Claimed, interrupt_key
+from backend.engine.context import Seats, Workbenches, context_of
+from backend.engine.journal import Books, Transport
+from backend.engine.leases import Heartbeat, Lease
+from backend.engine.loader import Graphs
+from backend.errors import CompanyError, LimitReached
+from backend.settings import EngineSettings
+
+_log = logging.getLogger(__name__)
+STOP_SECONDS = 2.0
+"""How long calls and commands that a stop cuts may take to let go."""
+LAST_CALLS_SECONDS = 5.0
+"""How long calls in flight are waited for when the worker must leave."""
+DATABASE_AWAY = "database_unavailable"
+
+
+@dataclass(frozen=True, slots=True)
+class _End:
+    status: RunStatus
+    code: str
+    message: str
+
+
+@dataclass(eq=False)
+class Executor:
+    """What all runs of this process share."""
+
+    sessions: Sessions
+    pool: Any
+    bell: Bell
+    transport: Transport
+    graphs: Graphs
+    workbenches: Workbenches
+    heartbeat: Heartbeat
+    settings: EngineSettings
+    owner: str
+    leases: dict[UUID, Lease] = field(default_factory=dict)
+
+    async def execute(self, run_id: UUID) -> None:
+        """Take a run up and drive it to its end, to a question, a request or the end of the slice.
+
+        Returns quietly when there is nothing to do: another worker has it, it holds, it has ended.
+        """
+        began = time.monotonic()
+        claimed = await claims.claim(
+            self.sessions,
+            self.bell,
+            run_id,
+            owner=self.owner,
+            lease_seconds=self.settings.lease_seconds,
+            max_claims=self.settings.max_claims,
+        )
+        if claimed is None:
+            return
+        crash_point("claim")
+        metrics.run_claimed()
+        fence = Fence(run_id, claimed.epoch, self.settings.lease_seconds)
+        lease = Lease(fence, self.owner, asyncio.get_running_loop(), began + self.settings.lease_seconds)
+        if claimed.requested is not Request.NONE:
+            lease.hold(claimed.requested)
+        self.leases[run_id] = lease
+        self.heartbeat.add(lease)
+        with logs.bind(run_id=run_id, correlation_id=claimed.facts.correlation_id or None):
+            try:
+                await Slice(self, claimed, lease).run()
+            except LeaseLost:
+                _log.info("Another worker has the run now.")
+            finally:
+                self.heartbeat.remove(lease)
+                self.leases.pop(run_id, None)
+
+    def hold_all(self, reason: str) -> None:
+        """Ask every run of this process to hold at its next safe point."""
+        for lease in self.leases.values():
+            lease.hold(reason)
+
+
+class Slice:
+    """One worker's turn at one run."""
+
+    def __init__(self, executor: Executor, claimed: Claimed, lease: Lease) -> None:
+        self._executor, self._claimed, self._lease = executor, claimed, lease
+        self._began = time.monotonic()
+        self._asked = False
+        self._ended: RunStatus | None = None
+        self._interrupts: dict[str, str] = {}
+        self._seats: Seats | None = None
+        self._superstep_began = time.monotonic()
+        run_id = claimed.facts.run_id
+        self._books = Books(
+            pool=executor.pool,
+            lease=lease,
+            config=claimed.facts.config,
+            transport=executor.transport,
+            instance=executor.owner,
+            wake=self._wake,
+            degraded=claimed.degraded,
+        )
+        self._run_id = run_id
+        self._background: set[asyncio.Task[None]] = set()
+
+    async def run(self) -> None:
+        """Drive, and leave the run in a state that tells the truth."""
+        timers = self._timers()
+        try:
+            while await self._leave(await self._drive_once()):
+                self._asked, self._interrupts = False, {}
+                self._lease.go_on()
+        finally:
+            for timer in timers:
+                timer.cancel()
+
+    def _timers(self) -> list[asyncio.TimerHandle]:
+        loop = asyncio.get_running_loop()
+        timers = [loop.call_later(self._executor.settings.slice_seconds, self._lease.hold, "slice")]
+        if self._claimed.seconds_left is not None:
+            timers.append(loop.call_later(max(0.0, self._claimed.seconds_left), self._lease.hold, "seconds"))
+        return timers
+
+    # --- driving ---------------------------------------------------------------------------------------------------
+
+    async def _drive_once(self) -> BaseException | None:
+        """Drive the graph until it stops; returns why, None when it came to its end or to a node edge."""
+        lease = self._lease
+        if lease.reason in {"pause", "stop", "seconds", "shutdown"}:
+            return Held(lease.reason)
+        driving = asyncio.create_task(self._stream())
+        try:
+            return await self._watch(driving)
+        finally:
+            cut = lease.reason == "stop" or lease.lost
+            driving.cancel()
+            await asyncio.wait([driving], timeout=STOP_SECONDS if cut else None)
+            if driving.done() and not driving.cancelled():
+                driving.exception()
+            patience = LAST_CALLS_SECONDS if lease.reason == "shutdown" else None
+            await self._books.finish_calls(patience=0.0 if cut else patience)
+
+    async def _watch(self, driving: asyncio.Task[None]) -> BaseException | None:
+        """Wait for the graph, but cut it for a stop, the end of its time, or a shutdown that waited long enough."""
+        lease, patience = self._lease, None
+        while not driving.done():
+            lease.changed.clear()
+            if lease.lost:
+                return LeaseLost("The lease of the run ran out.")
+            if lease.reason in {"stop", "seconds"}:
+                return Held(lease.reason)
+            if lease.reason == "shutdown" and patience is None:
+                patience = time.monotonic() + self._executor.settings.shutdown_seconds
+            if patience is not None and time.monotonic() >= patience:
+                return Held("shutdown")
+            waiter = asyncio.ensure_future(lease.changed.wait())
+            left = None if patience is None else max(0.0, patience - time.monotonic())
+            await asyncio.wait({driving, waiter}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+            waiter.cancel()
+        return None if driving.cancelled() else driving.exception()
+
+    async def _stream(self) -> None:
+        claimed, executor = self._claimed, self._executor
+        facts = claimed.facts
+        spec = executor.graphs.find(claimed.graph, claimed.graph_version)
+        bench = await executor.workbenches(facts)
+        self._seats = seats = Seats(self._books, bench)
+        saver = RunSaver(
+            executor.pool,
+            self._lease.fence,
+            visits=seats.visits,
+            holding=lambda: self._lease.control.drain_requested,
+            committed=self._committed,
+            instance=executor.owner,
+        )
+        graph = executor.graphs.compiled(spec.name, spec.version).copy(
+            {"checkpointer": saver, "step_timeout": float(facts.config.limits.node_seconds)}
+        )
+        config = {
+            "configurable": {"thread_id": str(self._run_id), "run_id": str(self._run_id)},
+            "recursion_limit": RECURSION_LIMIT,
+            "max_concurrency": max(16, facts.config.parallelism),
+        }
+        begin = await self._input(saver, config, spec.initial_state)
+        self._mark_superstep()
+        context = context_of(facts, seats, bench, claimed.answers)
+        async for chunk in graph.astream(
+            begin, config, context=context, durability="sync", stream_mode="updates", control=self._lease.control
+        ):
+            for interrupt in chunk.get("__interrupt__", ()) if isinstance(chunk, dict) else ():
+                self._interrupts[interrupt.id] = _as_text(interrupt.value)
+
+    async def _input(
+        self, saver: RunSaver, config: Any, initial: Callable[[Any], dict[str, Any]]
+    ) -> dict[str, Any] | Command[Any] | None:
+        """What the graph is started with: its first state, None to go on, or the answers to its interrupts."""
+        saved = await saver.aget_tuple(config)
+        if saved is None:
+            return initial(self._claimed.facts)
+        asked = [write for _, channel, write in saved.pending_writes or () if channel == "__interrupt__"]
+        answers = {
+            interrupt.id: self._claimed.answers[interrupt_key(interrupt.id)].text
+            for interrupts in asked
+            for interrupt in interrupts
+            if interrupt_key(interrupt.id) in self._claimed.answers
+        }
+        return Command(resume=answers) if answers else None
+
+    def _committed(self, rows: Rows) -> None:
+        """After each commit: count, remember what it says of the run, and tell the followers."""
+        now = time.monotonic()
+        for event_type, payload in rows.events:
+            if event_type == "node.finished":
+                metrics.node_finished(self._claimed.graph, payload["node"], now - self._superstep_began)
+            elif event_type == "gate.decided":
+                metrics.gate_decided(str(payload.get("gate")), str(payload.get("decision")))
+        self._mark_superstep()
+        if rows.questions:
+            self._asked = True
+            self._lease.hold("question")
+        if rows.end is not None:
+            self._ended = RunStatus(rows.end["status"])
+        self._wake()
+
+    def _mark_superstep(self) -> None:
+        self._superstep_began = time.monotonic()
+        # LangGraph's own step timeout comes first; a node that blocks the loop loses its lease some seconds later.
+        limit = self._claimed.facts.config.limits.node_seconds
+        self._lease.node_until = self._superstep_began + limit + self._executor.settings.lease_seconds
+
+    def _wake(self) -> None:
+        task = asyncio.ensure_future(self._executor.bell.wake(self._run_id))
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    # --- leaving ---------------------------------------------------------------------------------------------------
+
+    async def _leave(self, why: BaseException | None) -> bool:
+        """Leave the run as `why` asks for; True when it is to be driven on at once."""
+        if isinstance(why, LeaseLost) or self._lease.lost:
+            raise LeaseLost("The run has another owner.")
+        if self._ended is not None:
+            crash_point("final")
+            await self._finish(self._ended)
+            return False
+        if isinstance(why, LimitReached):
+            return await self._pass_budget_gate(str(why))
+        if why is None or isinstance(why, Held | GraphDrained):
+            return await self._hold()
+        return await self._fail(why)
+
+    async def _hold(self) -> bool:
+        reason = self._lease.reason
+        if reason == "stop":
+            await self._end(_End(RunStatus.STOPPED_USER, "stopped_by_person", "Somebody stopped the run."))
+        elif reason == "seconds":
+            return await self._pass_budget_gate(
+                f"The run has worked for its {self._claimed.facts.config.budget.seconds} seconds.", "seconds"
+            )
+        elif self._asked or self._interrupts:
+            return await self._wait()
+        elif reason == "pause":
+            await claims.pause(*self._who(), reason="paused_by_person", **self._ttl())
+        elif reason in {"slice", "shutdown"}:
+            await claims.release(*self._who(), **self._ttl())
+        else:
+            return await self._without_end()
+        return False
+
+    async def _wait(self) -> bool:
+        waits = await claims.wait(*self._who(), interrupts=self._interrupts, **self._ttl())
+        if waits:
+            return False
+        # Everything was answered while the node's commit was on its way: take the answers up by a new claim.
+        await claims.release(*self._who(), **self._ttl())
+        return False
+
+    async def _without_end(self) -> bool:
+        message = f"The graph {self._claimed.graph} came to its end without saying how the run ended."
+        await self._end(_End(RunStatus.FAILED, "no_verdict", message))
+        return False
+
+    async def _pass_budget_gate(self, message: str, unit: str = "") -> bool:
+        budget = self._claimed.facts.config.budget
+        degrade = budget.on_exceed is OnExceed.DEGRADE and not self._books.degraded and unit != "seconds"
+        await claims.tell(*self._who(), "budget.exceeded", {"reason": message, "on_exceed": str(budget.on_exceed)})
+        if degrade and budget.degrade_to is not None:
+            self._books.degraded = True
+            await claims.tell(*self._who(), "budget.degraded", {"model": budget.degrade_to})
+            return True
+        if budget.on_exceed is OnExceed.PAUSE:
+            await claims.pause(*self._who(), reason="budget", question=_budget_question(message), **self._ttl())
+        else:
+            await self._end(_End(RunStatus.STOPPED_BUDGET, "budget", message))
+        return False
+
+    async def _fail(self, why: BaseException) -> bool:
+        if isinstance(why, CompanyError) and why.code == DATABASE_AWAY:
+            _log.warning("The run is left to its lease: %s", why)
+            return False
+        if isinstance(why, StepFailed) and why.replies_at_fault:
+            await claims.distrust(*self._who(), *self._failed_visit(why))
+        await self._end(_end_of(why))
+        return False
+
+    def _failed_visit(self, why: BaseException) -> tuple[str, int]:
+        """The visit that an exception came from, as LangGraph notes its task."""
+        noted = " ".join(getattr(why, "__notes__", ()))
+        for task, visit in (self._seats.visits if self._seats else {}).items():
+            if task in noted:
+                return visit.node, visit.number
+        return "", 0
+
+    async def _end(self, end: _End) -> None:
+        await claims.end(*self._who(), end.status, code=end.code, message=end.message, **self._ttl())
+        await self._finish(end.status)
+
+    async def _finish(self, status: RunStatus) -> None:
+        metrics.run_ended(status)
+        if self._claimed.facts.config.retention.checkpoints == "thin":
+            await thin(self._executor.pool, self._run_id)
+        await self._executor.bell.wake(self._run_id)
+
+    def _who(self) -> tuple[Sessions, Bell, UUID, int]:
+        return self._executor.sessions, self._executor.bell, self._run_id, self._lease.fence.epoch
+
+    def _ttl(self) -> Mapping[str, Any]:
+        return {"lease_seconds": self._executor.settings.lease_seconds}
+
+
+def _end_of(why: BaseException) -> _End:
+    if isinstance(why, StepFailed):
+        return _End(RunStatus.FAILED, why.code, why.message)
+    if isinstance(why, CompanyError):
+        return _End(RunStatus.FAILED, why.code, why.message)
+    if isinstance(why, TimeoutError):
+        return _End(RunStatus.FAILED, "node_timeout", "A node took longer than limits.node_seconds allows.")
+    if isinstance(why, GraphRecursionError):
+        return _End(RunStatus.FAILED, "too_many_steps", f"The graph took more than {RECURSION_LIMIT} steps.")
+    _log.error("A node failed.", exc_info=why)
+    said = f"{type(why).__name__}: {why}".replace("\x00", "\ufffd")[:2000]
+    return _End(RunStatus.FAILED, "node_error", f"A node failed with {said}. Look at the worker's log, then retry.")
+
+
+def _budget_question(message: str) -> dict[str, Any]:
+    text = f"{message} Answer by how much the limit is to grow (`1.50 usd`, `20000 tokens`, `600 seconds`), or `stop`."
+    return {"key": f"budget/{time.time_ns()}", "text": text}
+
+
+def _as_text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)

@@ -1,0 +1,394 @@
+"""The journal of one node visit: a paid call is never paid twice, and nothing is sent that is not reserved.
+
+Before a call its worst case is held and written down; after it the billed usage is booked with the reply, before
+anybody uses it. A visit that runs again is answered from what is written down.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from decimal import Decimal
+from typing import Any, Protocol
+from uuid import UUID, uuid5
+
+import asyncpg
+
+from backend import metrics
+from backend.adapters.crashes import crash_point
+from backend.adapters.db import calls
+from backend.adapters.db.calls import Attempt, Outcome
+from backend.adapters.db.checkpointer import LeaseLost
+from backend.adapters.db.checkpointer.sending import fetch
+from backend.adapters.db.projection import mended
+from backend.adapters.llm.prices import price
+from backend.domain.config import RunConfig
+from backend.domain.event import EVENT_TYPES
+from backend.domain.ids import task_id
+from backend.domain.model import (
+    CallFailed,
+    Choice,
+    Exchange,
+    Message,
+    ModelReply,
+    ModelRequest,
+    Position,
+    Quote,
+    ToolCall,
+    Usage,
+)
+from backend.domain.model_choice import choices
+from backend.domain.ports import StepFailed, Visit
+from backend.domain.retry import NextChoice, Retry, decide
+from backend.engine.leases import Lease
+from backend.errors import LimitReached, Unavailable
+from backend.operations.ledger import CANCELLED
+
+_JOURNAL = (
+    "SELECT ordinal, max(attempt) AS attempt, jsonb_agg(jsonb_build_array(request_hash, response, provider, model)"
+    " ORDER BY attempt DESC) FILTER (WHERE status = 'done' AND replayable) AS done"
+    " FROM model_calls WHERE run_id = $1 AND node = $2 AND visit = $3 GROUP BY ordinal"
+)
+_RESERVED = (
+    "SELECT 1 AS fenced, id AS call FROM model_calls WHERE run_id = $1 AND lease_epoch = $2 AND node = $3"
+    " AND visit = $4 AND ordinal = $5 AND attempt = $6 AND status = 'reserved'"
+)
+
+
+class Transport(Protocol):
+    """What sends calls: `backend.adapters.llm.gateway.Gateway`."""
+
+    def quote(self, choice: Choice, request: ModelRequest, config: RunConfig) -> Quote:
+        """The worst case of a call."""
+        ...
+
+    async def send(self, choice: Choice, request: ModelRequest, position: Position, config: RunConfig) -> Exchange:
+        """One attempt; raises `CallFailed`."""
+        ...
+
+
+@dataclass(eq=False)
+class Books:
+    """What all visits of one slice of a run share."""
+
+    pool: Any
+    lease: Lease
+    config: RunConfig
+    transport: Transport
+    instance: str
+    wake: Callable[[], None] = lambda: None
+    degraded: bool = False
+    in_flight: set[asyncio.Task[Exchange]] = field(default_factory=set)
+
+    async def finish_calls(self, *, patience: float | None) -> None:
+        """Wait until every call that was sent is booked; after `patience` seconds cut them and book their ceilings."""
+        if self.in_flight and patience != 0.0:
+            await asyncio.wait(self.in_flight, timeout=patience)
+        while waiting := list(self.in_flight):
+            for task in waiting:
+                task.cancel()
+            await asyncio.wait(waiting)
+
+
+class Journal:
+    """The model calls and notes of one visit."""
+
+    def __init__(self, books: Books, visit: Visit) -> None:
+        self._books = books
+        self._visit = visit
+        self._ordinal = 0
+        self._written: dict[int, Any] | None = None
+        self._said: Sequence[Message] = ()
+        self._noted: dict[str, int] = {}
+
+    async def ask(self, request: ModelRequest) -> ModelReply:
+        """Answer from the journal or from a model; see `backend.domain.ports.Ask`."""
+        self._ordinal += 1
+        ordinal, hashed = self._ordinal, request_hash(request)
+        earlier = (await self._journal()).get(ordinal)
+        before, self._said = self._said, request.messages
+        replayed = _replayed(earlier, hashed)
+        if replayed is not None:
+            metrics.call_replayed(str(request.role), replayed.model)
+            return replayed
+        tried = earlier["attempt"] if earlier else 0
+        written = self._written_down(request, before)
+        return await self._try_all(request, ordinal, tried, hashed, written)
+
+    async def _journal(self) -> Mapping[int, Any]:
+        if self._written is None:
+            run_id = self._books.lease.fence.run_id
+            rows = await self._books.pool.fetch(_JOURNAL, run_id, self._visit.node, self._visit.number)
+            self._written = {row["ordinal"]: row for row in rows}
+        return self._written
+
+    def _written_down(self, request: ModelRequest, before: Sequence[Message]) -> dict[str, Any]:
+        """What the row keeps of a request: the messages since the previous call of the visit, and the parameters."""
+        shared = len(before) if tuple(request.messages[: len(before)]) == tuple(before) else 0
+        kept = {"messages": list(request.messages[shared:]), "after": shared, "tool_choice": request.tool_choice}
+        kept["tools"] = [tool.get("function", tool).get("name") for tool in request.tools]
+        mendable: dict[str, Any] = mended(kept)
+        return mendable
+
+    async def _try_all(
+        self, request: ModelRequest, ordinal: int, tried: int, hashed: str, written: Mapping[str, Any]
+    ) -> ModelReply:
+        books = self._books
+        position = Position(self._visit.node, self._visit.number, ordinal, request.task_key or self._visit.task_key)
+        degraded_to = books.config.budget.degrade_to if books.degraded else None
+        listed = choices(books.config, request, degraded_to=degraded_to)
+        place, tries = 0, 0
+        while True:
+            choice = listed[place]
+            books.lease.check()
+            tried, tries = tried + 1, tries + 1
+            attempt = Attempt(
+                position=position,
+                number=tried,
+                role=str(request.role),
+                choice=choice,
+                quote=books.transport.quote(choice, request, books.config),
+                request_hash=hashed,
+                prompt_hash=request.prompt_hash,
+                task_id=task_id(books.lease.fence.run_id, position.task_key) if position.task_key else None,
+                request=written,
+            )
+            try:
+                exchange = await self._shielded(request, attempt)
+            except CallFailed as failure:
+                retries = books.config.models.providers[choice.provider].retries
+                decision = decide(
+                    failure,
+                    attempt=tries,
+                    retries=retries,
+                    more_choices=place + 1 < len(listed),
+                    jitter=random.random(),  # noqa: S311 - spreads waits, no secret
+                )
+                if isinstance(decision, Retry):
+                    await books.lease.sleep(decision.after)
+                elif isinstance(decision, NextChoice):
+                    place, tries = place + 1, 0
+                else:
+                    raise _given_up(failure, choice) from failure
+            else:
+                return reply_of(_response(exchange), choice.provider, exchange.model)
+
+    async def _shielded(self, request: ModelRequest, attempt: Attempt) -> Exchange:
+        """Reserve, send and book; once sent, only a stop cuts it, whatever becomes of the node."""
+        call = await self._reserve(attempt)
+        crash_point("reserve")
+        task = asyncio.create_task(self._exchange(request, attempt, call))
+        self._books.in_flight.add(task)
+        task.add_done_callback(self._books.in_flight.discard)
+        # When the node is gone nobody asks for the result: what went wrong is booked all the same.
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())
+        return await asyncio.shield(task)
+
+    async def _reserve(self, attempt: Attempt) -> UUID:
+        try:
+            row = await fetch(self._books.pool, *calls.reserve(self._books.lease.fence, attempt))
+        except asyncpg.UniqueViolationError:
+            # The first sending was committed, its answer was lost, and the statement was sent again.
+            row = await self._books.pool.fetchrow(_RESERVED, *self._key(attempt))
+        if not row["fenced"]:
+            raise LeaseLost("The run has another owner.")
+        if row["call"] is None:
+            raise LimitReached(_breach(json.loads(row["breaches"]), attempt), code="budget")
+        reserved: UUID = row["call"]
+        return reserved
+
+    def _key(self, attempt: Attempt) -> tuple[Any, ...]:
+        position, fence = attempt.position, self._books.lease.fence
+        return fence.run_id, fence.epoch, position.node, position.visit, position.ordinal, attempt.number
+
+    async def _exchange(self, request: ModelRequest, attempt: Attempt, call: UUID) -> Exchange:
+        books = self._books
+        try:
+            exchange = await books.transport.send(attempt.choice, request, attempt.position, books.config)
+        except CallFailed as failure:
+            await self._book(attempt, call, _failed(failure, attempt, books.config), None)
+            raise
+        except asyncio.CancelledError:
+            await self._book(attempt, call, _ceiling(attempt, CANCELLED), None)
+            raise
+        crash_point("response")
+        done = Outcome(
+            "done",
+            exchange.usage,
+            exchange.cost_usd,
+            response=mended(_response(exchange)),
+            latency_ms=round(exchange.latency_seconds * 1000),
+        )
+        await self._book(attempt, call, done, exchange)
+        crash_point("booked")
+        return exchange
+
+    async def _book(self, attempt: Attempt, call: UUID, outcome: Outcome, exchange: Exchange | None) -> None:
+        books = self._books
+        statement = calls.settle(
+            books.lease.fence,
+            call,
+            outcome,
+            _events(attempt, outcome),
+            shares=books.config.budget.warn_at,
+            instance=books.instance,
+        )
+        row = await fetch(books.pool, *statement)
+        if not row["fenced"]:
+            raise LeaseLost("The run has another owner.")
+        usage = outcome.usage
+        metrics.call_settled(
+            attempt.role,
+            attempt.choice.model,
+            outcome=outcome.status,
+            input_tokens=usage.input_tokens,
+            output_tokens=usage.output_tokens,
+            cached_tokens=usage.cached_tokens,
+            cost_usd=outcome.cost_usd,
+            seconds=exchange.latency_seconds if exchange else None,
+        )
+        books.wake()
+
+    async def note(self, event_type: str, payload: Mapping[str, Any]) -> None:
+        """Record an event now; see `backend.domain.ports.Seat`."""
+        assert event_type in EVENT_TYPES, event_type
+        books, visit = self._books, self._visit
+        ordinal = self._noted[event_type] = self._noted.get(event_type, 0) + 1
+        fence = books.lease.fence
+        identity = uuid5(fence.run_id, f"note/{visit.node}/{visit.number}/{event_type}/{ordinal}")
+        told = mended({"node": visit.node, "visit": visit.number, "task": visit.task_key} | dict(payload))
+        row = await fetch(books.pool, *calls.note(fence, identity, event_type, told, books.instance))
+        if not row["fenced"]:
+            raise LeaseLost("The run has another owner.")
+        books.wake()
+
+
+def request_hash(request: ModelRequest) -> str:
+    """The sha256 of what a request asks, whoever answers it.
+
+    The contents of tool messages are left out: they follow from earlier replies, and differ in timings when tools run
+    again after a crash.
+    """
+    messages = [
+        {key: value for key, value in message.items() if key != "content" or message.get("role") != "tool"}
+        for message in request.messages
+    ]
+    asked = {
+        "role": str(request.role),
+        "messages": messages,
+        "tools": request.tools,
+        "tool_choice": request.tool_choice,
+        "prompt_hash": request.prompt_hash,
+    }
+    return hashlib.sha256(json.dumps(asked, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _replayed(earlier: Any, hashed: str) -> ModelReply | None:
+    for known, response, provider, model in json.loads(earlier["done"]) if earlier and earlier["done"] else ():
+        if known == hashed:
+            return reply_of(response, provider, model)
+    return None
+
+
+def _response(exchange: Exchange) -> dict[str, Any]:
+    return {
+        "content": exchange.content,
+        "tool_calls": [asdict(call) for call in exchange.tool_calls],
+        "finish_reason": exchange.finish_reason,
+        "usage": asdict(exchange.usage),
+        "cost_usd": str(exchange.cost_usd),
+        "model": exchange.model,
+        "marks": {key: value for key, value in exchange.raw.items() if key == "usage_estimated"},
+    }
+
+
+def reply_of(response: Mapping[str, Any], provider: str, model: str) -> ModelReply:
+    """The reply that a journalled response is."""
+    tool_calls = tuple(ToolCall(**call) for call in response["tool_calls"])
+    message: Message = {"role": "assistant", "content": response["content"] or None}
+    if tool_calls:
+        message["tool_calls"] = [
+            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+            for call in tool_calls
+        ]
+    return ModelReply(
+        content=response["content"],
+        tool_calls=tool_calls,
+        finish_reason=response["finish_reason"],
+        usage=Usage(**response["usage"]),
+        provider=provider,
+        model=response.get("model") or model,
+        cost_usd=Decimal(response["cost_usd"]),
+        message=message,
+    )
+
+
+def _failed(failure: CallFailed, attempt: Attempt, config: RunConfig) -> Outcome:
+    if failure.billed is not None:
+        priced = price(config, attempt.choice.provider, attempt.choice.model)
+        cost = priced.cost(failure.billed) if priced is not None else Decimal(0)
+        return Outcome("failed", failure.billed, cost, error=mended(failure.message))
+    if failure.may_be_billed:
+        return _ceiling(attempt, failure.message)
+    return Outcome("failed", error=mended(failure.message))
+
+
+def _ceiling(attempt: Attempt, error: str) -> Outcome:
+    quote = attempt.quote
+    return Outcome(
+        "failed", Usage(quote.input_tokens, quote.max_output_tokens), quote.usd or Decimal(0), error=mended(error)
+    )
+
+
+def _events(attempt: Attempt, outcome: Outcome) -> list[tuple[str, dict[str, Any]]]:
+    position, usage = attempt.position, outcome.usage
+    told = {
+        "role": attempt.role,
+        "provider": attempt.choice.provider,
+        "model": attempt.choice.model,
+        "node": position.node,
+        "visit": position.visit,
+        "task": position.task_key,
+        "ordinal": position.ordinal,
+        "attempt": attempt.number,
+        "tokens_input": usage.input_tokens,
+        "tokens_output": usage.output_tokens,
+        "cost_usd": str(outcome.cost_usd),
+    }
+    listed = [("model.called", told) if outcome.status == "done" else ("model.failed", told | {"error": outcome.error})]
+    over_tokens = usage.total - attempt.quote.tokens
+    over_usd = outcome.cost_usd - (attempt.quote.usd or outcome.cost_usd)
+    if over_tokens > 0 or over_usd > 0:
+        excess = {"tokens": max(0, over_tokens), "usd": str(max(Decimal(0), over_usd))}
+        listed.append(("budget.excess_billed", told | excess))
+    return listed
+
+
+def _breach(breaches: Sequence[Mapping[str, Any]], attempt: Attempt) -> str:
+    first = breaches[0]
+    whose = {"run": "the run", "run_role": f"the role {first['name']}", "project": "the project"}.get(
+        first["scope"], f"the month {first['name']}"
+    )
+    if attempt.quote.usd is None and first["unit"] == "usd":
+        return (
+            f"Nothing prices the model {attempt.choice.model} of provider {attempt.choice.provider}, so the limit in "
+            f"USD of {whose} could not be kept: set models.prices.{attempt.choice.model}."
+        )
+    left = Decimal(str(first["most"])) - Decimal(str(first["spent"])) - Decimal(str(first["held"]))
+    return (
+        f"The next call may need {first['wanted']} {first['unit']}, but of the {first['most']} {first['unit']} of "
+        f"{whose} only {max(Decimal(0), left)} are left: raise the limit and retry."
+    )
+
+
+def _given_up(failure: CallFailed, choice: Choice) -> Exception:
+    if failure.kind == "not_covered":
+        return StepFailed("not_covered", failure.message)
+    return Unavailable(
+        f"No model answered; the last try was {choice.model} of {choice.provider}: {failure.message}",
+        code="model_unavailable",
+    )

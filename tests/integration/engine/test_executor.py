@@ -1,0 +1,288 @@
+"""How runs are driven: to their end, through questions and requests, and through everything that goes wrong."""
+
+from __future__ import annotations
+
+import asyncio
+
+from sqlalchemy import select
+
+from backend.adapters.db.tables import Question
+from backend.domain.model import CallFailed
+from backend.operations import questions, runs
+from tests.integration.engine.conftest import Company, reply
+
+
+async def test_a_run_is_driven_to_its_end_in_one_go(company: Company) -> None:
+    run_id = await company.run()
+    await company.executor.execute(run_id)
+    row = await company.row(run_id)
+    assert (row["status"], row["progress"], row["model_calls"]) == ("COMPLETED", 100, 16)
+    assert row["spent_usd"] == sum(0.001 for _ in range(16)) or str(row["spent_usd"]) == "0.016000"
+    assert row["spent_seconds"] > 0
+    assert len(company.transport.calls) == 16
+    await company.check(run_id)
+
+
+async def test_a_run_that_has_ended_is_left_alone(company: Company) -> None:
+    run_id = await company.run()
+    await company.executor.execute(run_id)
+    before = await company.row(run_id)
+    await company.executor.execute(run_id)
+    assert await company.row(run_id) == before
+
+
+async def test_fifty_doorbells_at_once_have_one_owner(company: Company) -> None:
+    run_id = await company.run()
+    await asyncio.gather(*(company.worker(str(n)).execute(run_id) for n in range(50)))
+    row = await company.row(run_id)
+    assert (row["status"], row["lease_epoch"]) == ("COMPLETED", 1)
+    assert len(company.transport.calls) == 16
+
+
+async def test_a_question_holds_the_run_until_it_is_answered(company: Company) -> None:
+    run_id = await company.run("Ask a question.")
+    await company.executor.execute(run_id)
+    assert (await company.row(run_id))["status"] == "WAITING"
+    await company.check(run_id)
+    calls = len(company.transport.calls)
+    async with company.sessions() as session:
+        question = await session.scalar(select(Question).where(Question.run_id == run_id))
+    assert question is not None
+    await company.operate(questions.answer, question.id, "blue", by="ada")
+    assert (await company.row(run_id))["status"] == "QUEUED"
+    assert run_id in company.bell.rung
+    await company.executor.execute(run_id)
+    row = await company.row(run_id)
+    assert row["status"] == "COMPLETED"
+    assert '"confirmed": "blue"' in row["final_report"]
+    assert len(company.transport.calls) == 16 > calls
+
+
+async def test_an_interrupt_of_langgraph_is_a_question_too(company: Company) -> None:
+    run_id = await company.run("Use an interrupt.")
+    await company.executor.execute(run_id)
+    assert (await company.row(run_id))["status"] == "WAITING"
+    async with company.sessions() as session:
+        question = await session.scalar(select(Question).where(Question.run_id == run_id))
+    assert question is not None
+    assert question.text == "Really?"
+    await company.operate(questions.answer, question.id, "yes, really", by="ada")
+    await company.executor.execute(run_id)
+    row = await company.row(run_id)
+    assert row["status"] == "COMPLETED"
+    assert '"confirmed": "yes, really"' in row["final_report"]
+    await company.check(run_id)
+
+
+async def test_a_pause_in_the_middle_of_a_node_holds_and_pays_nothing_twice(company: Company) -> None:
+    run_id = await company.run()
+    company.transport.gate.clear()
+    driving = asyncio.create_task(company.executor.execute(run_id))
+    await company.until(lambda: company.transport.calls)
+    await company.operate(runs.pause, run_id, by="ada")
+    await company.until(lambda: company.executor.leases[run_id].reason == "pause")
+    company.transport.gate.set()
+    await driving
+    row = await company.row(run_id)
+    assert (row["status"], row["stop_reason"], row["requested"]) == ("PAUSED", "paused_by_person", "none")
+    await company.check(run_id)
+    await company.operate(runs.resume, run_id, by="ada")
+    await company.executor.execute(run_id)
+    assert (await company.row(run_id))["status"] == "COMPLETED"
+    assert len(company.transport.calls) == 16
+    await company.check(run_id)
+
+
+async def test_a_stop_cuts_calls_in_flight_and_books_their_ceiling(company: Company) -> None:
+    run_id = await company.run()
+    company.transport.gate.clear()
+    driving = asyncio.create_task(company.executor.execute(run_id))
+    await company.until(lambda: company.transport.calls)
+    await company.operate(runs.stop, run_id, by="ada")
+    await driving
+    row = await company.row(run_id)
+    assert (row["status"], row["spent_tokens_input"], row["spent_tokens_output"]) == ("STOPPED_USER", 200, 100)
+    assert row["final_report"]
+    await company.check(run_id)
+    company.transport.gate.set()
+    await company.operate(runs.retry, run_id, by="ada")
+    await company.executor.execute(run_id)
+    assert (await company.row(run_id))["status"] == "COMPLETED"
+    await company.check(run_id)
+
+
+async def test_a_stop_ends_a_node_that_hangs(company: Company) -> None:
+    run_id = await company.run("hang")
+    driving = asyncio.create_task(company.executor.execute(run_id))
+    await company.until(lambda: len(company.transport.calls) == 2)
+    await company.operate(runs.stop, run_id, by="ada")
+    await driving
+    assert (await company.row(run_id))["status"] == "STOPPED_USER"
+    await company.check(run_id)
+
+
+async def test_a_node_that_takes_too_long_fails_the_run(company: Company) -> None:
+    run_id = await company.run("hang", limits={"node_seconds": 1})
+    await company.executor.execute(run_id)
+    row = await company.row(run_id)
+    assert (row["status"], row["stop_reason"]) == ("FAILED", "node_timeout")
+    await company.check(run_id)
+
+
+async def test_a_budget_is_never_passed_and_the_report_says_what_is_done(company: Company) -> None:
+    run_id = await company.run(budget={"tokens": 1000})
+    await company.executor.execute(run_id)
+    row = await company.row(run_id)
+    assert row["status"] == "STOPPED_BUDGET"
+    assert row["spent_tokens_input"] + row["spent_tokens_output"] <= 1000
+    assert "raise the limit" in row["error"]
+    await company.check(run_id)
+
+
+async def test_a_breach_may_pause_and_the_answer_raises_the_limit(company: Company) -> None:
+    run_id = await company.run(budget={"usd": "0.007", "on_exceed": "pause"})
+    await company.executor.execute(run_id)
+    assert (await company.row(run_id))["status"] == "PAUSED"
+    await company.check(run_id)
+    async with company.sessions() as session:
+        question = await session.scalar(select(Question).where(Question.run_id == run_id))
+    assert question is not None
+    await company.operate(questions.answer, question.id, "1.50 usd", by="ada")
+    await company.executor.execute(run_id)
+    assert (await company.row(run_id))["status"] == "COMPLETED"
+    assert len(company.transport.calls) == 16
+    await company.check(run_id)
+
+
+async def test_a_breach_may_degrade_once_and_then_stops(company: Company) -> None:
+    run_id = await company.run(budget={"tokens": 1000, "on_exceed": "degrade", "degrade_to": "small-model"})
+    await company.executor.execute(run_id)
+    assert (await company.row(run_id))["status"] == "STOPPED_BUDGET"
+    told = await company.pool.fetchval("SELECT count(*) FROM events WHERE type = 'budget.degraded'")
+    assert told == 1
+    await company.check(run_id)
+
+
+async def test_a_retryable_failure_is_tried_again_and_every_try_is_a_row(company: Company) -> None:
+    run_id = await company.run()
+
+    def script(position: object, count: int) -> object:
+        if count == 1 and getattr(position, "node", "") == "review":
+            return CallFailed("rate_limited", "slow down", retry_after=0.0)
+        return reply("fine")
+
+    company.transport.script = script  # type: ignore[assignment]
+    await company.executor.execute(run_id)
+    assert (await company.row(run_id))["status"] == "COMPLETED"
+    tries = await company.pool.fetch(
+        "SELECT attempt, status FROM model_calls WHERE node = 'review' ORDER BY visit, attempt"
+    )
+    assert [tuple(row) for row in tries] == [(1, "failed"), (2, "done"), (1, "failed"), (2, "done")]
+    await company.check(run_id)
+
+
+async def test_an_unparsable_reply_that_was_billed_is_booked(company: Company) -> None:
+    from backend.domain.model import Usage
+
+    run_id = await company.run()
+    company.transport.script = lambda position, count: CallFailed("unparsable", "no JSON", billed=Usage(1000, 500))
+    await company.executor.execute(run_id)
+    row = await company.row(run_id)
+    assert (row["status"], row["stop_reason"]) == ("FAILED", "model_unavailable")
+    assert (row["spent_tokens_input"], row["spent_tokens_output"], str(row["spent_usd"])) == (1000, 500, "0.002000")
+    await company.check(run_id)
+
+
+async def test_what_a_provider_bills_beyond_the_quote_is_booked_and_told(company: Company) -> None:
+    run_id = await company.run(budget={"tokens": 500})
+    company.transport.script = lambda position, count: reply("long", tokens=(400, 400))
+    await company.executor.execute(run_id)
+    row = await company.row(run_id)
+    assert (row["status"], row["spent_tokens_input"]) == ("STOPPED_BUDGET", 400)
+    assert await company.pool.fetchval("SELECT count(*) FROM events WHERE type = 'budget.excess_billed'") == 1
+    assert len(company.transport.calls) == 1
+    await company.check(run_id)
+
+
+async def test_unusable_replies_are_asked_for_again_on_a_retry(company: Company) -> None:
+    run_id = await company.run("unusable")
+    await company.executor.execute(run_id)
+    row = await company.row(run_id)
+    assert (row["status"], row["stop_reason"]) == ("FAILED", "unusable_reply")
+    before = len(company.transport.calls)
+    await company.operate(runs.retry, run_id, by="ada")
+    await company.executor.execute(run_id)
+    again = company.transport.calls[before:]
+    assert [(call.node, call.ordinal) for call in again] == [("review", 1)]
+
+
+async def test_a_graph_that_is_gone_is_a_clear_refusal(company: Company) -> None:
+    run_id = await company.run()
+    await company.pool.execute("UPDATE project_runs SET graph_version = '0' WHERE id = $1", run_id)
+    await company.executor.execute(run_id)
+    row = await company.row(run_id)
+    assert (row["status"], row["stop_reason"]) == ("FAILED", "graph_gone")
+    assert "version 0" in row["error"]
+
+
+async def test_a_graph_that_says_no_end_fails_the_run(company: Company) -> None:
+    run_id = await company.run("endless")
+    await company.executor.execute(run_id)
+    row = await company.row(run_id)
+    assert (row["status"], row["stop_reason"]) == ("FAILED", "no_verdict")
+
+
+async def test_working_time_is_limited(company: Company) -> None:
+    run_id = await company.run("hang", budget={"seconds": 1})
+    await company.executor.execute(run_id)
+    row = await company.row(run_id)
+    assert row["status"] == "STOPPED_BUDGET"
+    assert row["spent_seconds"] >= 1
+
+
+async def test_a_worker_that_leaves_gives_its_runs_back_at_once(company: Company) -> None:
+    run_id = await company.run("hang")
+    driving = asyncio.create_task(company.executor.execute(run_id))
+    await company.until(lambda: len(company.transport.calls) == 2)
+    company.executor.hold_all("shutdown")
+    await driving
+    row = await company.row(run_id)
+    assert (row["status"], row["lease_owner"]) == ("RUNNING", None)
+    await company.pool.execute("UPDATE project_runs SET brief = 'go' WHERE id = $1", run_id)
+    other = asyncio.create_task(company.worker("two").execute(run_id))
+    await company.until(lambda: company.executor.leases or other.done() or True)
+    await asyncio.sleep(0.2)
+    assert (await company.row(run_id))["lease_epoch"] == 2
+    other.cancel()
+    await asyncio.wait([other])
+
+
+async def test_a_zombie_writes_nothing_after_another_worker_took_over(company: Company) -> None:
+    run_id = await company.run()
+    company.transport.gate.clear()
+    zombie = asyncio.create_task(company.executor.execute(run_id))
+    await company.until(lambda: company.transport.calls)
+    await company.pool.execute("UPDATE project_runs SET lease_expires_at = clock_timestamp() - interval '1s'")
+    company.transport.gate.set()
+    await company.worker("two").execute(run_id)
+    await zombie
+    row = await company.row(run_id)
+    assert row["status"] == "COMPLETED"
+    booked = await company.pool.fetch("SELECT status, count(*) FROM model_calls GROUP BY status ORDER BY status")
+    assert dict(booked) in ({"done": 16}, {"done": 16, "failed": 1})
+    await company.check(run_id)
+
+
+async def test_a_run_that_kills_its_workers_is_buried_after_its_last_claim(company: Company) -> None:
+    run_id = await company.run()
+    await company.pool.execute(
+        "UPDATE project_runs SET status = 'RUNNING', started_at = now(), claims = 5, lease_epoch = 5,"
+        " lease_expires_at = now() WHERE id = $1",
+        run_id,
+    )
+    await company.pool.execute("UPDATE projects SET status = 'RUNNING'")
+    await company.executor.execute(run_id)
+    row = await company.row(run_id)
+    assert (row["status"], row["stop_reason"]) == ("FAILED", "poisoned")
+    assert await company.pool.fetchval("SELECT count(*) FROM dead_letters WHERE run_id = $1", run_id) == 1
+    await company.check(run_id)
