@@ -9,6 +9,11 @@ from backend.domain.model_choice import fallback_chain, model_of, no_model, spli
 from backend.domain.role import Role
 from backend.errors import Fault
 
+_OWN = (
+    "take the template local and set models.providers.local.base_url and models.default to an endpoint of yours and a "
+    "model that it serves (Ollama, vLLM, llama.cpp)"
+)
+
 
 def start_faults(
     config: RunConfig,
@@ -63,8 +68,7 @@ def _replay_faults(provider: str, brief: str, recorded: str | None) -> list[Faul
         Fault(
             pointer,
             f"The provider {provider} only replays a recording of another brief. For a brief of your own use a model: "
-            "take the template standard and set OPENAI_API_KEY, or point models.providers.openai.base_url at an "
-            "endpoint of yours (Ollama, vLLM, llama.cpp) and set models.default.",
+            f"take the template standard and set OPENAI_API_KEY, or {_OWN}.",
         )
     ]
 
@@ -72,8 +76,8 @@ def _replay_faults(provider: str, brief: str, recorded: str | None) -> list[Faul
 def _no_key(provider: str, variable: str) -> Fault:
     return Fault(
         f"/models/providers/{provider}/key_variable",
-        f"The provider {provider} needs the key in {variable}, which is not set: set it where the company runs, or set "
-        f"models.providers.{provider}.base_url to an endpoint of yours and its key_variable to null.",
+        f"The provider {provider} needs the key in {variable}, which is not set: set it where the company runs, or "
+        f"{_OWN}.",
     )
 
 

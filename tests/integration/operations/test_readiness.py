@@ -38,12 +38,9 @@ def test_a_blank_key_is_no_key(monkeypatch: pytest.MonkeyPatch) -> None:
     assert readiness.faults(config("standard"), "My own brief.")
 
 
-def test_a_local_endpoint_needs_neither_key_nor_price() -> None:
-    local = {
-        "models": {"providers": {"openai": {"base_url": "http://127.0.0.1:11434/v1", "key_variable": None}}},
-        "roles": {role: {"model": "qwen2.5-coder:7b"} for role in ("pm", "developer", "qa")},
-    }
-    assert readiness.faults(config("lean", local), "My own brief.") == []
+def test_local_models_need_neither_key_nor_price() -> None:
+    assert readiness.faults(config("local"), "My own brief.") == []
+    assert readiness.faults(config("local", {"budget": {"usd": 1}}), "My own brief.") == []
 
 
 def test_an_unknown_model_under_a_money_limit_says_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:

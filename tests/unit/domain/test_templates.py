@@ -25,9 +25,10 @@ def built_in(slug: str) -> RunConfig:
     return merge(next(template for template in built_ins() if template.slug == slug).patch)
 
 
-def test_four_templates_ship_and_all_fit() -> None:
+def test_five_templates_ship_and_all_fit() -> None:
     assert [(template.slug, template.version) for template in built_ins()] == [
         ("lean", 1),
+        ("local", 1),
         ("regulated", 1),
         ("showcase", 1),
         ("standard", 1),
