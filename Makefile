@@ -40,12 +40,13 @@ chaos: setup ## the fault tests with their full numbers
 	@COMPANY_TEST_CHAOS=full $(BIN)/python -m pytest tests/acceptance/faults $(PYTEST_ARGS)
 
 UV_COMPILE = uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
-	--custom-compile-command "make lock" pyproject.toml
+	--custom-compile-command "make lock"
 
 lock: ## bring the locks up to date (needs uv)
-	@$(UV_COMPILE) -o requirements/runtime.lock
-	@$(UV_COMPILE) --extra dev -c requirements/runtime.lock -o requirements/dev.lock
-	@$(UV_COMPILE) --extra dev --extra bench -c requirements/dev.lock -o requirements/bench.lock
+	@$(UV_COMPILE) pyproject.toml -o requirements/runtime.lock
+	@$(UV_COMPILE) pyproject.toml --extra dev -c requirements/runtime.lock -o requirements/dev.lock
+	@$(UV_COMPILE) pyproject.toml --extra dev --extra bench -c requirements/dev.lock -o requirements/bench.lock
+	@printf 'hatchling\n' | $(UV_COMPILE) - -c requirements/dev.lock -o requirements/build.lock
 
 clean: ## remove what can be made again (not the state directory .company)
 	@rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache .import_linter_cache dist build
