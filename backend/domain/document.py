@@ -17,7 +17,7 @@ _OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]+")
 _FOREIGN = frozenset(
     ("pip", "pipx", "python", "python3", "pytest", "docker", "git", "uv", "make", "npm", "npx", "node", "go", "cargo")
     + ("cd", "curl", "wget", "cat", "echo", "export", "source", ".", "cp", "mv", "rm", "mkdir", "ls", "printf", "head")
-    + ("tail", "grep", "sort", "chmod", "env", "sudo", "apt-get", "brew", "touch", "tee", "time", "watch", "ssh", "set")
+    + ("tail", "grep", "sort", "chmod", "env", "read", "sudo", "apt-get", "brew", "touch", "tee", "time", "watch", "ssh", "set")
 )
 """Commands of the system, whose options are not the project's."""
 
@@ -78,8 +78,8 @@ def _commands(body: str, repository: Repository) -> Iterable[str]:
         words = line.strip().removeprefix("$ ").split()
         while words and re.match(r"^[A-Z_][A-Z0-9_]*=", words[0]):
             words = words[1:]
-        if not words or words[0].startswith("#"):
-            continue
+        if not words or not re.match(r"^[A-Za-z.][\w./-]*$", words[0]):
+            continue  # a comment, or more shell than this reads
         yield from _command(words, repository)
 
 
