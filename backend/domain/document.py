@@ -17,7 +17,23 @@ _OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]+")
 _FOREIGN = frozenset(
     ("pip", "pipx", "python", "python3", "pytest", "docker", "git", "uv", "make", "npm", "npx", "node", "go", "cargo")
     + ("cd", "curl", "wget", "cat", "echo", "export", "source", ".", "cp", "mv", "rm", "mkdir", "ls", "printf", "head")
-    + ("tail", "grep", "sort", "chmod", "env", "read", "sudo", "apt-get", "brew", "touch", "tee", "time", "watch", "ssh", "set")
+    + (
+        "tail",
+        "grep",
+        "sort",
+        "chmod",
+        "env",
+        "read",
+        "sudo",
+        "apt-get",
+        "brew",
+        "touch",
+        "tee",
+        "time",
+        "watch",
+        "ssh",
+        "set",
+    )
 )
 """Commands of the system, whose options are not the project's."""
 

@@ -84,11 +84,10 @@ def in_order(plan: Plan) -> tuple[PlannedTask, ...]:
     placed: dict[str, PlannedTask] = {}
     waiting = list(plan.tasks)
     while waiting:
-        ready = [task for task in waiting if _before(task) <= placed.keys()]
-        if not ready:  # a parent may wait for its children's children; then the planned order is as good as any
-            ready = waiting[:1]
-        placed.update((task.key, task) for task in ready)
-        waiting = [task for task in waiting if task.key not in placed]
+        # A parent may wait for its own children; then the planned order is as good as any.
+        following = next((task for task in waiting if _before(task) <= placed.keys()), waiting[0])
+        placed[following.key] = following
+        waiting.remove(following)
     return tuple(placed.values())
 
 
