@@ -12,9 +12,10 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from backend.adapters.db.checkpointer import LeaseLost
 from backend.adapters.db.engine import Sessions, ring_after_commit, transaction
-from backend.adapters.db.tables import DeadLetter, Event, ModelCall, Project, ProjectRun, Question
+from backend.adapters.db.tables import DeadLetter, Event, Finding, ModelCall, Project, ProjectRun, Question
 from backend.domain.config import RunConfig
 from backend.domain.event import ENDING_EVENT
+from backend.domain.finding import FindingStatus
 from backend.domain.lifecycle import transition
 from backend.domain.ports import Bell
 from backend.domain.project import MOVES as PROJECT_MOVES
@@ -54,6 +55,8 @@ class Claimed:
     head: str | None
     requested: Request
     answers: Mapping[str, Answer]
+    waived: frozenset[str]
+    """Findings that a person waived, as long as the waiver holds, or called false."""
     degraded: bool
     seconds_left: float | None
 
@@ -109,6 +112,13 @@ async def _look(session: AsyncSession, run: ProjectRun, project: Project, config
     answered = await session.scalars(
         select(Question).where(Question.run_id == run.id, Question.answer.is_not(None)).order_by(Question.key)
     )
+    waived = await session.scalars(
+        select(Finding.fingerprint).where(
+            Finding.run_id == run.id,
+            (Finding.status == FindingStatus.FALSE_POSITIVE)
+            | ((Finding.status == FindingStatus.WAIVED) & (Finding.waived_until > func.clock_timestamp())),
+        )
+    )
     degraded = await session.scalar(select(func.count()).where(Event.run_id == run.id, Event.type == "budget.degraded"))
     left = None if run.limit_seconds is None else float(run.limit_seconds - run.spent_seconds)
     return Claimed(
@@ -129,6 +139,7 @@ async def _look(session: AsyncSession, run: ProjectRun, project: Project, config
         head=run.head_checkpoint_id,
         requested=Request(run.requested),
         answers={row.key: Answer(row.key, row.answer or "", row.answered_by or "") for row in answered},
+        waived=frozenset(waived),
         degraded=bool(degraded),
         seconds_left=left,
     )

@@ -76,6 +76,8 @@ class Seats:
         return EngineSeat(self._books, visit, self._bench)
 
 
-def context_of(facts: RunFacts, seats: Seats, bench: Workbench, answers: Mapping[str, Answer]) -> RunContext:
+def context_of(
+    facts: RunFacts, seats: Seats, bench: Workbench, answers: Mapping[str, Answer], waived: frozenset[str] = frozenset()
+) -> RunContext:
     """What a graph gets of the run."""
-    return RunContext(run=facts, seat=seats, workspace=bench.workspace, checks=bench.checks, answers=answers)
+    return RunContext(facts, seats, bench.workspace, bench.checks, answers, waived)

@@ -211,7 +211,7 @@ class Slice:
         }
         begin = await self._input(saver, config, spec.initial_state)
         self._mark_superstep()
-        context = context_of(facts, seats, bench, claimed.answers)
+        context = context_of(facts, seats, bench, claimed.answers, claimed.waived)
         async for chunk in graph.astream(
             begin, config, context=context, durability="sync", stream_mode="updates", control=self._lease.control
         ):
@@ -248,6 +248,8 @@ class Slice:
             self._lease.hold("question")
         if rows.end is not None:
             self._ended = RunStatus(rows.end["status"])
+            # The graph may go on from here when the run is retried; now it may not.
+            self._lease.hold("ended")
         self._wake()
 
     def _mark_superstep(self) -> None:

@@ -34,10 +34,12 @@ async def docs_finalize(state: CompanyState, runtime: Runtime[RunContext]) -> Up
     context, number = runtime.context, trail.next_visit(state, "docs_finalize")
     base: Update = {"visits": {"docs_finalize": number}}
     if not trail.is_on(context, Role.DOCS):
+        trail.enter(context, "docs_finalize", number)
         verdict = gates.switched_off(Gate.DOCS, Role.DOCS)
         recorded = [*trail.verdict(verdict), trail.progress(state, "docs_finalize")]
         return base | {"gates": trail.as_state(verdict), "effects": recorded}
     if state.get("prepared", {}).get("docs") == state["head"]:
+        trail.enter(context, "docs_finalize", number)
         return base | {"effects": [trail.progress(state, "docs_finalize")]}
     tree = await context.workspace.checkout("docs", state["head"])
     desk = trail.desk(context, Role.DOCS, Visit("docs_finalize", number), tree)
@@ -64,10 +66,12 @@ async def devops_prepare(state: CompanyState, runtime: Runtime[RunContext]) -> U
     context, number = runtime.context, trail.next_visit(state, "devops_prepare")
     base: Update = {"visits": {"devops_prepare": number}}
     if not trail.is_on(context, Role.DEVOPS):
+        trail.enter(context, "devops_prepare", number)
         verdict = gates.switched_off(Gate.DEPLOY, Role.DEVOPS)
         recorded = [*trail.verdict(verdict), *_release_question(context, state, number, [verdict])]
         return base | {"gates": trail.as_state(verdict), "effects": recorded}
     if state.get("prepared", {}).get("devops") == state["head"]:
+        trail.enter(context, "devops_prepare", number)
         return base | {"effects": _release_question(context, state, number, [])}
     tree = await context.workspace.checkout("devops", state["head"])
     desk = trail.desk(context, Role.DEVOPS, Visit("devops_prepare", number), tree)

@@ -56,6 +56,7 @@ async def dev_work(state: JobInput, runtime: Runtime[RunContext]) -> Command[Any
 async def lead_review(state: JobInput, runtime: Runtime[RunContext]) -> Update:
     """Let the lead read the change and approve it or send it back; the review gate counts the rounds."""
     job, context = state["job"], runtime.context
+    trail.enter(context, "lead_review", job["visit"], task=job["task"]["key"])
     if job["asked"]:
         return {"effects": []}
     if job["trouble"]:

@@ -33,6 +33,7 @@ TO = ("dev_work", "qa_test", "final_decision")
 async def dispatch(state: CompanyState, runtime: Runtime[RunContext]) -> Command[Any]:
     """Merge, take in answers, start tasks; when all are done go on to QA, when one is exhausted to the end."""
     turn = _Turn(state, runtime.context)
+    trail.enter(runtime.context, "dispatch", turn.visits["dispatch"])
     turn.take_up()
     for key in boards.to_merge(turn.specs, turn.board):
         await turn.merge(key)

@@ -44,6 +44,7 @@ _MEDIA = {
 async def final_decision(state: CompanyState, runtime: Runtime[RunContext]) -> Update:
     """End the run by what is on record, or take up the change that a person asks for before the release."""
     context, number = runtime.context, trail.next_visit(state, "final_decision")
+    trail.enter(context, "final_decision", number)
     verdict, answer = _release(state, context)
     update: Update = {"visits": {"final_decision": number}, "gates": trail.as_state(verdict)}
     recorded = trail.verdict(verdict) if context.run.config.people.approve_release else []

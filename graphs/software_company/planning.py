@@ -82,6 +82,7 @@ async def pm_create_tasks(state: CompanyState, runtime: Runtime[RunContext]) -> 
 async def bootstrap_repo(state: CompanyState, runtime: Runtime[RunContext]) -> Update:
     """Prepare the repository and put the tasks on the board, once the plan is approved."""
     context, number = runtime.context, trail.next_visit(state, "bootstrap_repo")
+    trail.enter(context, "bootstrap_repo", number)
     verdict, answer = _plan_verdict(state, context)
     recorded = trail.verdict(verdict) if context.run.config.people.approve_plan else []
     update: Update = {"visits": {"bootstrap_repo": number}, "gates": trail.as_state(verdict), "effects": recorded}

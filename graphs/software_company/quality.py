@@ -57,6 +57,7 @@ async def qa_test(state: CompanyState, runtime: Runtime[RunContext]) -> Update:
     """Write the tests that are missing, run all of them, and judge by what the programs say."""
     context, number = runtime.context, trail.next_visit(state, "qa_test")
     if not trail.is_on(context, Role.QA):
+        trail.enter(context, "qa_test", number)
         verdict = gates.switched_off(Gate.QA, Role.QA)
         recorded = [*trail.verdict(verdict), trail.progress(state, "qa_test")]
         return {"visits": {"qa_test": number}, "gates": trail.as_state(verdict), "effects": recorded}

@@ -30,9 +30,11 @@ async def security_scan(state: CompanyState, runtime: Runtime[RunContext]) -> Up
     """Scan the head, have what blocks explained, and judge by what the scanners say."""
     context, number = runtime.context, trail.next_visit(state, "security_scan")
     if not trail.is_on(context, Role.SECURITY):
+        trail.enter(context, "security_scan", number)
         verdict = gates.switched_off(Gate.SECURITY, Role.SECURITY)
         recorded = [*trail.verdict(verdict), trail.progress(state, "security_scan")]
         return {"visits": {"security_scan": number}, "gates": trail.as_state(verdict), "effects": recorded}
+    trail.enter(context, "security_scan", number)
     config, rounds = context.run.config.security, state.get("safety", {}).get("rounds", 0)
     report = await context.checks.scan(state["head"], context.run.config.checks)
     verdict = gates.security(config, report, iteration=rounds, waived=context.waived)

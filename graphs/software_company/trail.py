@@ -35,6 +35,11 @@ def next_visit(state: CompanyState, node: str) -> int:
     return state.get("visits", {}).get(node, 0) + 1
 
 
+def enter(context: RunContext, node: str, number: int, *, task: str | None = None) -> None:
+    """Take the seat of a visit that asks nobody, so that its rows and events carry its number all the same."""
+    context.seat(Visit(node, number, task))
+
+
 def is_on(context: RunContext, role: Role) -> bool:
     """Whether the settings of the run give the role a seat."""
     return context.run.config.role(role).enabled
