@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import re
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
+from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -16,9 +15,11 @@ import httpx2
 from pydantic import SecretStr
 
 from backend.adapters.llm import completion, failures
+from backend.adapters.llm.chat_models import langchain_message, new_model
+from backend.adapters.llm.dialect import Dialect
 from backend.adapters.llm.wire import LARGEST_REPLY, BoundedClient, Capture, TooLarge, capturing, usage_in
 from backend.domain.config import OPENAI_URL, ProviderConfig
-from backend.domain.model import CallFailed, Choice, FailureKind, Message, ModelRequest, Position, Usage
+from backend.domain.model import CallFailed, Choice, FailureKind, ModelRequest, Position, Usage
 
 if TYPE_CHECKING:
     from langchain_openai.chat_models.base import BaseChatOpenAI
@@ -27,41 +28,10 @@ OnToken = Callable[[str], Awaitable[None]]
 Key = Callable[[str], SecretStr | None]
 """Reads a provider's key by the name of its environment variable."""
 
-_REASONING = re.compile(r"^(o\d|gpt-5(?!-chat))")
 _MODELS_KEPT = 256
+_LESSONS = 4
+"""Times that one call is sent while the endpoint refuses parameters."""
 _CONNECT_SECONDS = 10.0
-
-
-@dataclass(slots=True)
-class Dialect:
-    """What a model of an endpoint accepts, begun from its name and corrected by the endpoint's own refusals."""
-
-    tokens: str
-    temperature: bool = True
-    stream_usage: bool = True
-
-    @classmethod
-    def of(cls, model: str, base_url: str) -> Dialect:
-        """Guess the dialect: OpenAI's own address and reasoning models want `max_completion_tokens`."""
-        reasoning = _REASONING.match(model.rpartition("/")[2]) is not None
-        modern = reasoning or base_url.startswith(OPENAI_URL)
-        return cls(tokens="max_completion_tokens" if modern else "max_tokens", temperature=not reasoning)
-
-    def learn(self, status: int | None, complaint: str) -> bool:
-        """Take up what a refusal says is unsupported; True when the request is worth sending once more."""
-        if status not in (400, 422) or not re.search(r"support|unknown|unrecognized|extra|not permitted", complaint):
-            return False
-        if self.temperature and "temperature" in complaint:
-            self.temperature = False
-        elif self.stream_usage and "stream_options" in complaint:
-            self.stream_usage = False
-        elif self.tokens == "max_tokens" and "max_tokens" in complaint:
-            self.tokens = "max_completion_tokens"
-        elif self.tokens == "max_completion_tokens" and "max_completion_tokens" in complaint:
-            self.tokens = "max_tokens"
-        else:
-            return False
-        return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,13 +68,16 @@ class OpenAIProviders:
         dialect = self._dialects.setdefault((base_url, choice.model), Dialect.of(choice.model, base_url))
         model = self._model(base_url, key, choice)
         headers = {"X-Client-Request-Id": request_id(request, position)}
-        while True:
+        for _ in range(_LESSONS):
             options = _options(choice, request, dialect) | {"extra_headers": headers}
+            if on_token is not None:
+                options["stream_usage"] = dialect.stream_usage
             capture = Capture(limit=self._largest)
-            raised = await _send(model, request, options, capture, choice, dialect, on_token)
+            raised = await _send(model, request, options, capture, on_token)
             _scrub(capture, key)
             if not dialect.learn(capture.status, failures.error_in(bytes(capture.body))[0].lower()):
-                return _heard(capture, raised, choice)
+                break
+        return _heard(capture, raised, choice)
 
     async def close(self) -> None:
         """Close the HTTP client; the next call opens a new one."""
@@ -126,30 +99,13 @@ class OpenAIProviders:
     def _model(self, base_url: str, key: str, choice: Choice) -> BaseChatOpenAI:
         known = (base_url, key, choice.model)
         if known not in self._models:
-            self._models[known] = self._new_model(base_url, key, choice.model)
+            if self._client is None:
+                self._client = BoundedClient()
+            self._models[known] = new_model(base_url, key, choice.model, self._client)
             if len(self._models) > _MODELS_KEPT:
                 self._models.popitem(last=False)
         self._models.move_to_end(known)
         return self._models[known]
-
-    def _new_model(self, base_url: str, key: str, name: str) -> BaseChatOpenAI:
-        from langchain_openai.chat_models.base import BaseChatOpenAI, ChatOpenAI  # takes a second; not for --help
-
-        if self._client is None:
-            self._client = BoundedClient()
-        modern = Dialect.of(name, base_url).tokens == "max_completion_tokens"
-        kind: type[BaseChatOpenAI] = ChatOpenAI if modern else BaseChatOpenAI
-        return kind(
-            model=name,
-            base_url=base_url,
-            api_key=SecretStr(key),
-            max_retries=0,
-            http_async_client=self._client,
-            use_responses_api=False,
-            stream_chunk_timeout=None,
-            temperature=None,
-            cache=False,
-        )
 
 
 def request_id(request: ModelRequest, position: Position) -> str:
@@ -172,60 +128,49 @@ def _options(choice: Choice, request: ModelRequest, dialect: Dialect) -> dict[st
 
 
 async def _send(
-    model: BaseChatOpenAI,
-    request: ModelRequest,
-    options: dict[str, Any],
-    capture: Capture,
-    choice: Choice,
-    dialect: Dialect,
-    on_token: OnToken | None,
+    model: BaseChatOpenAI, request: ModelRequest, options: dict[str, Any], capture: Capture, on_token: OnToken | None
 ) -> BaseException | None:
     """Send and fill the capture; return what the client raised, which the capture explains."""
     from openai import OpenAIError
 
-    messages = [_message(message) for message in request.messages]
+    messages = [langchain_message(message) for message in request.messages]
+    listener = _Listener(on_token)
     token = capturing.set(capture)
     try:
-        async with asyncio.timeout(choice.timeout_seconds):
+        async with asyncio.timeout(options["timeout"].read):
             if on_token is None:
                 await model.ainvoke(messages, **options)
             else:
-                async for chunk in model.astream(messages, stream_usage=dialect.stream_usage, **options):
-                    if chunk.text:
-                        await on_token(chunk.text)
-    except (OpenAIError, httpx2.HTTPError, TooLarge, TimeoutError) as failure:
-        return failure
-    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as unread:
+                async with aclosing(model.astream(messages, **options)) as stream:  # type: ignore[type-var] # it is an async generator
+                    async for chunk in stream:
+                        await listener.hear(chunk.text)
+    except (OpenAIError, httpx2.HTTPError, TooLarge, TimeoutError, ValueError, TypeError) as failure:
+        return listener.own(failure)
+    except (LookupError, AttributeError, RecursionError) as unread:
         # The library could not make sense of the body; the capture is judged by our own reading.
-        return unread
+        return listener.own(unread)
     finally:
         capturing.reset(token)
     return None
 
 
-def _message(message: Message) -> Any:
-    """A message as langchain takes it; only tool calls need care, since it refuses those that are no JSON object."""
-    if not message.get("tool_calls"):
-        return dict(message)
-    from langchain_core.messages import AIMessage
+class _Listener:
+    """Passes tokens on, and keeps apart what the listener itself raises."""
 
-    good, broken = [], []
-    for call in message["tool_calls"]:
-        name, said = call["function"]["name"], call["function"]["arguments"]
-        arguments = _object(said)
-        if arguments is not None:
-            good.append({"name": name, "args": arguments, "id": call["id"], "type": "tool_call"})
-        else:
-            broken.append({"name": name, "args": said, "id": call["id"], "type": "invalid_tool_call", "error": None})
-    return AIMessage(content=message.get("content") or "", tool_calls=good, invalid_tool_calls=broken)
+    def __init__(self, on_token: OnToken | None) -> None:
+        self._on_token = on_token
+        self._talking = False
 
+    async def hear(self, text: str) -> None:
+        if text and self._on_token is not None:
+            self._talking = True
+            await self._on_token(text)
+            self._talking = False
 
-def _object(text: str) -> dict[str, Any] | None:
-    try:
-        parsed = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    return parsed if isinstance(parsed, dict) else None
+    def own(self, failure: Exception) -> Exception:
+        if self._talking and not isinstance(failure, TimeoutError):
+            raise failure
+        return failure
 
 
 def _heard(capture: Capture, raised: BaseException | None, choice: Choice) -> Heard:

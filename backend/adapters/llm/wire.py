@@ -49,7 +49,7 @@ class BoundedClient(httpx2.AsyncClient):
     """
 
     def __init__(self, **options: Any) -> None:
-        limits = httpx2.Limits(max_connections=1000, max_keepalive_connections=100)
+        limits = httpx2.Limits(max_connections=1000, max_keepalive_connections=50)
         super().__init__(follow_redirects=False, limits=limits, **options)
         # Compressed bodies could hide a bomb behind a small size; they are asked for plain and unpacked boundedly.
         self.headers["Accept-Encoding"] = "identity"

@@ -122,6 +122,14 @@ async def test_a_stream_is_heard_word_by_word_and_metered_whole(caller: Caller) 
     assert exchange.usage == Usage(11, 7, 3)
 
 
+async def test_what_a_listener_raises_is_not_taken_for_a_bad_reply(caller: Caller) -> None:
+    async def listen(_token: str) -> None:
+        raise ValueError("the listener is broken")
+
+    with OpenAIServer([text("one two")]) as server, pytest.raises(ValueError, match="the listener is broken"):
+        await caller.send(caller.config(server), on_token=listen)
+
+
 async def test_a_server_that_does_not_stream_when_asked_to_is_understood(caller: Caller) -> None:
     heard: list[str] = []
 
@@ -158,6 +166,12 @@ async def test_a_parameter_that_the_endpoint_refuses_is_left_out_from_then_on(ca
         assert len(server.requests) == 3
         assert (await caller.send(config)).content == "ok"
         assert len(server.requests) == 4
+
+
+async def test_an_endpoint_that_refuses_whatever_is_sent_is_not_asked_for_ever(caller: Caller) -> None:
+    with OpenAIServer(lambda _body: error(400, "max_tokens and max_completion_tokens are not supported")) as server:
+        assert (await caller.failure(caller.config(server))).kind == "refused"
+        assert len(server.requests) <= 4
 
 
 async def test_a_refusal_that_is_about_something_else_is_not_sent_twice(caller: Caller) -> None:
