@@ -55,6 +55,16 @@ class GitWorkspace:
         await asyncio.to_thread(tree.check, path)
         return Worktree(str(path), commit)
 
+    async def export(self, commit: str, into: Path) -> None:
+        """Write a commit's files into an empty directory, which no index of this run knows."""
+        env = {"GIT_WORK_TREE": str(into), "GIT_INDEX_FILE": f"{into}.index"}
+        try:
+            await self.git.run("read-tree", await self._commit_id(commit), env=env)
+            await self.git.run("checkout-index", "--all", "--force", env=env)
+            await asyncio.to_thread(tree.check, into)
+        finally:
+            await asyncio.to_thread(Path(f"{into}.index").unlink, missing_ok=True)
+
     async def commit(self, tree: Worktree, *, author: Role, message: str, trailers: Mapping[str, str]) -> str:
         """Commit all of the tree on top of its base; return the base where nothing changed."""
         written = await self._write_tree(tree)
