@@ -1,0 +1,120 @@
+"""Makes good for what was lost: rings again for runs that nobody holds, and closes questions that are past due.
+
+Idempotent; runs in every worker and api process at once, a few seconds apart.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from uuid import UUID
+
+from sqlalchemy import func, select, text
+from sqlalchemy.exc import DBAPIError, InvalidRequestError
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from backend.adapters.db.engine import Sessions, ring_after_commit, transaction
+from backend.adapters.db.tables import ProjectRun, Question
+from backend.domain.ports import Bell
+from backend.domain.question import ExpiryAction, QuestionStatus
+from backend.domain.run import RunStatus
+from backend.operations import events, runs
+
+_log = logging.getLogger(__name__)
+AGAIN_SECONDS = 15.0
+"""How long a process waits before it rings a second time for the same run."""
+_MOST = 500
+_FORGOTTEN = text(
+    "SELECT id FROM project_runs WHERE (status = 'RUNNING' AND coalesce(lease_expires_at < clock_timestamp(), true))"
+    " OR (status = 'QUEUED' AND queued_at < clock_timestamp() - make_interval(secs => :grace))"
+    " ORDER BY queued_at LIMIT :most"
+)
+_ANSWERED = text(
+    "SELECT r.id FROM project_runs r WHERE r.status = 'WAITING' AND NOT EXISTS"
+    " (SELECT FROM questions q WHERE q.run_id = r.id AND q.status = 'OPEN') LIMIT :most"
+)
+
+
+class Reaper:
+    """The loop of one process."""
+
+    def __init__(self, sessions: Sessions, bell: Bell, *, every: float) -> None:
+        self._sessions, self._bell, self._every = sessions, bell, every
+        self._rung: dict[UUID, float] = {}
+
+    async def run(self) -> None:
+        """Reap until cancelled; a database that is away costs a warning and a round."""
+        while True:
+            try:
+                await self.reap()
+            except (OSError, TimeoutError, DBAPIError, InvalidRequestError) as error:
+                _log.warning("A round of the reaper failed: %s", error)
+            await asyncio.sleep(self._every)
+
+    async def reap(self) -> None:
+        """One round."""
+        await self._close_questions()
+        await self._requeue_answered()
+        async with self._sessions() as session:
+            found = await session.scalars(_FORGOTTEN, {"grace": self._every, "most": _MOST})
+            forgotten = list(found)
+        now = time.monotonic()
+        self._rung = {run: at for run, at in self._rung.items() if now - at < AGAIN_SECONDS}
+        for run_id in forgotten:
+            if run_id not in self._rung:
+                self._rung[run_id] = now
+                await self._bell.ring(run_id)
+
+    async def _close_questions(self) -> None:
+        async with self._sessions() as session:
+            due = await session.execute(
+                select(Question.id, Question.run_id)
+                .where(Question.status == QuestionStatus.OPEN, Question.due_at < func.clock_timestamp())
+                .limit(_MOST)
+            )
+            listed = due.all()
+        for question_id, run_id in listed:
+            async with transaction(self._sessions, self._bell) as session:
+                await _expire(session, question_id, run_id)
+
+    async def _requeue_answered(self) -> None:
+        async with self._sessions() as session:
+            listed = list(await session.scalars(_ANSWERED, {"most": _MOST}))
+        for run_id in listed:
+            async with transaction(self._sessions, self._bell) as session:
+                await _go_on(session, await _locked(session, run_id))
+
+
+async def _locked(session: AsyncSession, run_id: UUID) -> ProjectRun:
+    return await session.get_one(ProjectRun, run_id, with_for_update={"key_share": True}, populate_existing=True)
+
+
+async def _expire(session: AsyncSession, question_id: UUID, run_id: UUID) -> None:
+    run = await _locked(session, run_id)
+    question = await session.get_one(Question, question_id, with_for_update=True, populate_existing=True)
+    if question.status != QuestionStatus.OPEN:
+        return
+    takes_default = question.on_expiry == ExpiryAction.DEFAULT and question.default is not None
+    question.status = QuestionStatus.EXPIRED
+    question.answered_at = func.clock_timestamp()
+    if takes_default:
+        question.answer, question.answered_by = question.default, "expiry"
+    events.record(session, run, "question.expired", {"key": question.key, "default": takes_default}, source="engine")
+    await session.flush()
+    if takes_default:
+        await _go_on(session, run)
+    else:
+        await runs.stop(session, run_id, by=f"expiry of the question {question.key}", tenant_id=run.tenant_id)
+
+
+async def _go_on(session: AsyncSession, run: ProjectRun) -> None:
+    still_open = await session.scalar(
+        select(func.count()).where(Question.run_id == run.id, Question.status == QuestionStatus.OPEN)
+    )
+    if run.status == RunStatus.WAITING and not still_open:
+        asked = run.requested
+        runs.requeue(session, run)
+        run.requested = asked
+        run.version += 1
+        ring_after_commit(session, run.id)

@@ -1,0 +1,139 @@
+"""The event loop thread of a worker: everything that its runs share lives here, made once."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import threading
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING
+from uuid import UUID, uuid4
+
+import asyncpg
+
+from backend.adapters import crashes, vitals
+from backend.adapters.bus import Waker
+from backend.adapters.db.engine import connect, sessions_of
+from backend.adapters.db.pool import open_pool
+from backend.adapters.llm.gateway import Gateway
+from backend.engine.executor import Executor
+from backend.engine.leases import Heartbeat
+from backend.engine.loader import Graphs
+from backend.engine.reaper import Reaper
+from backend.engine.workbench import workbenches
+from backend.settings import Settings
+
+if TYPE_CHECKING:
+    from backend.worker.bell import CeleryBell
+
+_log = logging.getLogger(__name__)
+
+
+class LoopThread:
+    """One loop, one engine, one pool, one heartbeat; Celery's threads hand their run ids over and wait."""
+
+    def __init__(self, settings: Settings, bell: CeleryBell, waker: Waker) -> None:
+        self.name = f"{socket.gethostname()}/{os.getpid()}/{uuid4().hex[:6]}"
+        self._settings, self._bell, self._waker = settings, bell, waker
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, name="loop", daemon=True)
+        self._ready = threading.Event()
+        self._leaving = False
+        self._stop: asyncio.Event | None = None
+        self._executor: Executor | None = None
+
+    def start(self) -> None:
+        """Begin; returns when runs can be taken."""
+        self._thread.start()
+        self._ready.wait()
+
+    def execute(self, run_id: str) -> None:
+        """Drive one slice of a run; returns when it is over, and never raises: the run's row tells how it went."""
+        if not self._leaving:
+            asyncio.run_coroutine_threadsafe(self._guarded(UUID(run_id)), self._loop).result()
+
+    def drain(self) -> None:
+        """Take no more, and ask all runs to hold at their next safe point."""
+        self._leaving = True
+        self._loop.call_soon_threadsafe(self._hold_all)
+
+    def stop(self) -> None:
+        """End the loop once its runs are given back."""
+        self._leaving = True
+        if self._stop is not None:
+            self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join(timeout=self._settings.engine.shutdown_seconds)
+
+    def _hold_all(self) -> None:
+        if self._executor is not None:
+            self._executor.hold_all("shutdown")
+
+    async def _guarded(self, run_id: UUID) -> None:
+        assert self._executor is not None
+        try:
+            await self._executor.execute(run_id)
+        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            _log.warning("The run %s is left to its lease: %s", run_id, error)
+        except Exception:
+            _log.exception("The run %s is left to its lease.", run_id)
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        try:
+            self._loop.run_until_complete(self._serve())
+        finally:
+            self._loop.close()
+
+    async def _serve(self) -> None:
+        self._stop = asyncio.Event()
+        settings = self._settings
+        assert settings.database_url is not None
+        assert settings.redis_url is not None
+        crashes.arm(settings.engine.crash_at)
+        url = settings.database_url.get_secret_value()
+        async with AsyncExitStack() as stack:
+            engine = connect(url, pool_size=settings.engine.pool_size)
+            stack.push_async_callback(engine.dispose)
+            pool = await self._open_pool(url)
+            stack.push_async_callback(pool.close)
+            gateway = Gateway(settings)
+            stack.push_async_callback(gateway.close)
+            heartbeat = Heartbeat(
+                url, every=settings.engine.heartbeat_seconds, lease_seconds=settings.engine.lease_seconds
+            )
+            heartbeat.start()
+            stack.callback(heartbeat.stop)
+            sessions = sessions_of(engine)
+            self._executor = Executor(
+                sessions=sessions,
+                pool=pool,
+                bell=self._bell,
+                transport=gateway,
+                graphs=Graphs(),
+                workbenches=workbenches(settings),
+                heartbeat=heartbeat,
+                settings=settings.engine,
+                owner=self.name,
+            )
+            reaper = Reaper(sessions, self._bell, every=settings.engine.reaper_seconds)
+            background = [
+                asyncio.create_task(reaper.run()),
+                asyncio.create_task(vitals.publish(settings.redis_url.get_secret_value(), self.name)),
+            ]
+            self._ready.set()
+            _log.info("The worker %s takes runs.", self.name)
+            await self._stop.wait()
+            for task in background:
+                task.cancel()
+            await asyncio.wait(background)
+            await self._waker.close()
+
+    async def _open_pool(self, url: str) -> asyncpg.Pool:
+        while True:
+            try:
+                return await open_pool(url, size=self._settings.engine.pool_size)
+            except (OSError, TimeoutError, asyncpg.PostgresError) as error:
+                _log.warning("The database cannot be reached yet: %s", error)
+                await asyncio.sleep(1)
