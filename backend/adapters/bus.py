@@ -1,7 +1,7 @@
 """Wake-ups over Redis pub/sub: "this run has new events", and nothing more.
 
-Postgres is the truth and every follower polls it too, so a lost wake-up, a wiped Redis or one that is away costs a delay.
-One connection a process listens for all of its followers.
+Postgres is the truth and every follower polls it too, so a lost wake-up, a wiped Redis or one that is away costs a
+delay. One connection a process listens for all of its followers.
 """
 
 from __future__ import annotations

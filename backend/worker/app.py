@@ -1,7 +1,7 @@
 """The worker: Celery brings run ids, one event loop drives many runs at once.
 
-A message is a doorbell: it says that a run may be claimed, and is worth nothing else. Results are not kept, redelivery is
-never relied on, and a broker that is away or wiped costs a delay, since the reaper rings again from Postgres.
+A message is a doorbell: it says that a run may be claimed, and is worth nothing else. Results are not kept, redelivery
+is never relied on, and a broker that is away or wiped costs a delay, since the reaper rings again from Postgres.
 """
 
 from __future__ import annotations

@@ -76,7 +76,7 @@ class LoopThread:
             await self._executor.execute(run_id)
         except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
             _log.warning("The run %s is left to its lease: %s", run_id, error)
-        except Exception:
+        except Exception:  # noqa: BLE001 - one run never takes the others of this process down
             _log.exception("The run %s is left to its lease.", run_id)
 
     def _run(self) -> None:

@@ -25,6 +25,7 @@ from langgraph.checkpoint.base import (
 )
 from langgraph.checkpoint.serde.types import ERROR
 
+from backend.adapters.crashes import crash_point
 from backend.adapters.db import commit
 from backend.adapters.db.checkpointer import reading, retention
 from backend.adapters.db.checkpointer.codec import dumps
@@ -152,7 +153,9 @@ class RunSaver(BaseCheckpointSaver[int]):
             pending.channels.append(channel)
             pending.values.append(dumps(kept, where=f"The channel {channel}"))
         statement = commit.save_writes(pending, self._fence, rows, node=node, instance=self._instance)
+        crash_point("writes")
         await self._send([statement, *self._rounds(rows)], rows)
+        crash_point("written")
 
     async def aput(
         self,
@@ -207,7 +210,9 @@ class RunSaver(BaseCheckpointSaver[int]):
         row = tail.row()
         node = standing(rows) or (visits[-1].node if visits else None)
         statement = commit.save_checkpoint(row, self._fence, rows, node=node, instance=self._instance)
+        crash_point("checkpoint")
         sent = await self._send([statement, *self._rounds(rows)], rows)
+        crash_point("committed")
         if not sent["fresh"] and await self._stored_id(row) != row.checkpoint_id:
             return False
         tail.stored, tail.held = True, {}

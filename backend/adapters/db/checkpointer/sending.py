@@ -8,6 +8,7 @@ from typing import Any
 
 import asyncpg
 
+from backend.adapters.crashes import crash_point
 from backend.adapters.db.commit import Statement
 from backend.errors import CompanyError, Invalid, Unavailable
 
@@ -66,6 +67,7 @@ async def _send_once(pool: Any, statements: Sequence[Statement]) -> Any:
             return await connection.fetchrow(first.text(_FRESH), *first.args)
         async with connection.transaction():
             row = await connection.fetchrow(first.text(_FRESH), *first.args)
+            crash_point("transaction")
             for statement in others if row["fresh"] else ():
                 await connection.fetchrow(statement.text(_FRESH), *statement.args)
         return row

@@ -1,0 +1,153 @@
+"""Real worker processes, a real model endpoint on loopback, and the invariants that every fault must leave in place."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+import pytest
+
+from backend.adapters.db.engine import Sessions
+from backend.adapters.db.tables import Project
+from backend.domain.config import RunConfig
+from tests.openai_server import OpenAIServer, Reply, text
+
+ROOT = Path(__file__).parents[3]
+INVARIANTS = (Path(__file__).parent / "invariants.sql").read_text()
+
+
+class Crew:
+    """Worker processes over one database, and the runs they work on."""
+
+    def __init__(self, tmp_path: Path, database_url: str, redis_url: str, sessions: Sessions, make_run: Any) -> None:
+        self.sessions, self.make_run, self.database_url = sessions, make_run, database_url
+        self.asked: Counter[str] = Counter()
+        self._counting = threading.Lock()
+        self.server = OpenAIServer(self._answer)
+        self.workers: list[subprocess.Popen[bytes]] = []
+        self._logs = tmp_path / "logs"
+        self._logs.mkdir()
+        plugin = tmp_path / "plugin" / "chain-1.dist-info"
+        plugin.mkdir(parents=True)
+        (plugin / "METADATA").write_text("Metadata-Version: 2.1\nName: chain\nVersion: 1\n")
+        (plugin / "entry_points.txt").write_text("[company.graphs]\nchain = tests.acceptance.graphs:CHAIN\n")
+        self.environment = {
+            **{name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ},
+            "PYTHONPATH": f"{ROOT}:{plugin.parent}",
+            "DATABASE_URL": database_url,
+            "REDIS_URL": redis_url,
+            "COMPANY_HOME": str(tmp_path / "home"),
+            "COMPANY_ENGINE__LEASE_SECONDS": "2",
+            "COMPANY_ENGINE__HEARTBEAT_SECONDS": "0.3",
+            "COMPANY_ENGINE__REAPER_SECONDS": "0.3",
+            "COMPANY_ENGINE__MAX_CLAIMS": "100",
+            "COMPANY_ENGINE__SHUTDOWN_SECONDS": "3",
+        }
+
+    def _answer(self, request: dict[str, Any]) -> Reply:
+        said = request["messages"][-1]["content"]
+        with self._counting:
+            self.asked[said] += 1
+        return text(f"answer to {said}").billed(100, 20).after(0.02)
+
+    def config(self) -> RunConfig:
+        return RunConfig.model_validate(
+            {
+                "graph": "chain",
+                "models": {
+                    "provider": "loopback",
+                    "default": "scripted",
+                    "prices": {"scripted": {"input": 1, "output": 2}},
+                    "providers": {"loopback": {"base_url": self.server.base_url}},
+                },
+                "sandbox": {"level": "unsafe"},
+            }
+        )
+
+    async def run(self, brief: str = "go") -> UUID:
+        async with self.sessions.begin() as session:
+            run = await self.make_run(session, config=self.config(), brief=brief)
+            project = await session.get_one(Project, run.project_id)
+            project.active_run_id = run.id
+        return run.id
+
+    def start(self, *, crash_at: str = "", **environment: str) -> subprocess.Popen[bytes]:
+        with (self._logs / f"{len(self.workers)}.log").open("wb") as log:
+            worker = subprocess.Popen(
+                [sys.executable, "-m", "backend.worker.app"],
+                cwd=ROOT,
+                env={**self.environment, "COMPANY_ENGINE__CRASH_AT": crash_at, **environment},
+                stdout=log,
+                stderr=log,
+            )
+        self.workers.append(worker)
+        return worker
+
+    def log(self) -> str:
+        return "\n".join(path.read_text()[-3000:] for path in sorted(self._logs.iterdir()))
+
+    def stop(self) -> None:
+        for worker in self.workers:
+            if worker.poll() is None:
+                worker.send_signal(signal.SIGKILL)
+            worker.wait()
+
+    async def ended(self, *runs: UUID, seconds: float = 60) -> None:
+        """Wait until the runs have ended."""
+        async with asyncio.timeout(seconds):
+            while await self.query("SELECT id FROM project_runs WHERE id = ANY ($1) AND ended_at IS NULL", list(runs)):
+                await asyncio.sleep(0.1)
+
+    async def died(self, worker: subprocess.Popen[bytes], seconds: float = 60) -> None:
+        """Wait until a worker is dead."""
+        async with asyncio.timeout(seconds):
+            while worker.poll() is None:
+                await asyncio.sleep(0.05)
+
+    async def query(self, statement: str, *args: Any) -> list[tuple[Any, ...]]:
+        connection = await asyncpg.connect(self.database_url)
+        try:
+            return [tuple(row) for row in await connection.fetch(statement, *args)]
+        finally:
+            await connection.close()
+
+    async def check(self) -> None:
+        """Every invariant holds for every run."""
+        connection = await asyncpg.connect(self.database_url)
+        try:
+            for statement in filter(str.strip, INVARIANTS.split(";")):
+                assert await connection.fetch(statement) == [], statement
+        finally:
+            await connection.close()
+
+    async def story(self, run_id: UUID) -> list[tuple[Any, ...]]:
+        """What a person reads of a run; the same whatever happened on the way."""
+        return await self.query(
+            "SELECT 'task' AS kind, key AS a, status AS b FROM tasks WHERE run_id = $1"
+            " UNION ALL SELECT 'comment', body, node || visit::text FROM task_comments WHERE run_id = $1"
+            " UNION ALL SELECT 'run', status, coalesce(final_report::text, '') FROM project_runs WHERE id = $1"
+            " UNION ALL SELECT 'call', node || visit::text || '/' || ordinal::text, response ->> 'content'"
+            "   FROM model_calls WHERE run_id = $1 AND status = 'done'"
+            " UNION ALL SELECT 'event', type, count(*)::text FROM events WHERE run_id = $1"
+            "   AND type IN ('task.created', 'task.moved', 'comment.added', 'model.called', 'command.finished')"
+            " GROUP BY type ORDER BY 1, 2, 3",
+            run_id,
+        )
+
+
+@pytest.fixture
+def crew(tmp_path: Path, database_url: str, redis_url: str, sessions: Sessions, make_run: Any) -> Iterator[Crew]:
+    made = Crew(tmp_path, database_url, redis_url, sessions, make_run)
+    with made.server:
+        yield made
+        made.stop()
