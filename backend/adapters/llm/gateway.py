@@ -17,7 +17,7 @@ from backend.adapters.llm.completion import Completion
 from backend.adapters.llm.limits import ProviderLimits
 from backend.adapters.llm.prices import price, recorded_cost
 from backend.adapters.llm.providers import Key, OnToken, OpenAIProviders
-from backend.adapters.llm.replay import ReplayProvider
+from backend.adapters.llm.replay import Recordings, ReplayProvider
 from backend.adapters.llm.wire import LARGEST_REPLY
 from backend.domain import estimate
 from backend.domain.config import RunConfig
@@ -34,7 +34,7 @@ class Gateway:
         redis_url: SecretStr | None = settings.redis_url if settings is not None else None
         self._limits = ProviderLimits(redis_url.get_secret_value() if redis_url is not None else None)
         self._providers = OpenAIProviders(key, largest_reply=largest_reply)
-        self._replay = ReplayProvider()
+        self._replay = ReplayProvider(Recordings(settings.home if settings is not None else None))
         self._ratios: dict[tuple[str, str, str], estimate.Ratio] = {}
 
     def quote(self, choice: Choice, request: ModelRequest, config: RunConfig) -> Quote:

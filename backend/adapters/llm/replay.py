@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from functools import lru_cache
 from importlib import resources
 from importlib.resources.abc import Traversable
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -20,15 +20,37 @@ from backend.errors import Invalid, NotFound
 
 _NAME = re.compile(r"^[A-Za-z0-9][\w-]{0,99}$")
 _LARGEST = 64 * 1024 * 1024
+_KEPT = 16
 
 
-@lru_cache(maxsize=16)
-def load(name: str) -> Recording:
-    """Load a recording of `templates/showcases` by its name; raises `NotFound` or `Invalid`."""
-    source = _showcases().joinpath(f"{name}.yaml") if _NAME.match(name) else None
-    if source is None or not source.is_file():
-        raise NotFound(f"There is no recording '{name}' in templates/showcases.", code="recording_not_found")
-    return parse(source.read_text("utf-8"), name=name)
+class Recordings:
+    """The recordings that ship in `templates/showcases`, and those in `<home>/recordings`; each is read once."""
+
+    def __init__(self, home: Path | None = None) -> None:
+        self._home = home
+        self._read: dict[tuple[str, float], Recording] = {}
+
+    def load(self, name: str) -> Recording:
+        """Return a recording by its name (without `.yaml`); raises `NotFound` or `Invalid`."""
+        if _NAME.match(name):
+            shipped = resources.files("templates").joinpath("showcases").joinpath(f"{name}.yaml")
+            own = self._home / "recordings" / f"{name}.yaml" if self._home is not None else None
+            if shipped.is_file():
+                return self._parsed(name, 0.0, shipped)
+            if own is not None and own.is_file():
+                return self._parsed(name, own.stat().st_mtime, own)
+        raise NotFound(
+            f"There is no recording '{name[:100]}': none ships under this name, and there is no such file in "
+            "`recordings` of the state directory.",
+            code="recording_not_found",
+        )
+
+    def _parsed(self, name: str, changed: float, file: Traversable) -> Recording:
+        if (name, changed) not in self._read:
+            if len(self._read) >= _KEPT:
+                self._read.clear()
+            self._read[(name, changed)] = parse(file.read_text("utf-8"), name=name)
+        return self._read[(name, changed)]
 
 
 def parse(text: str, *, name: str = "recording") -> Recording:
@@ -48,12 +70,15 @@ def parse(text: str, *, name: str = "recording") -> Recording:
 class ReplayProvider:
     """Answers calls from the recording that a provider of kind `replay` names."""
 
+    def __init__(self, recordings: Recordings) -> None:
+        self._recordings = recordings
+
     def call(
         self, choice: Choice, provider: ProviderConfig, request: ModelRequest, position: Position
     ) -> tuple[Completion, Usage]:
         """Return the recorded reply with its recorded usage; raises `CallFailed` of kind `not_covered`."""
         try:
-            recording = load(provider.recording or choice.provider)
+            recording = self._recordings.load(provider.recording or choice.provider)
             place = place_of(request, position)
             step = recording.find(*place)
             if step is None:
@@ -78,10 +103,6 @@ def _completion(step: Step, reply: RecordedReply) -> Completion:
     )
     raw: dict[str, Any] = {"recorded": True, "model": step.model, "reply": reply.model_dump(mode="json")}
     return Completion(reply.content or "", calls, reply.finish_reason, step.model, raw)
-
-
-def _showcases() -> Traversable:
-    return resources.files("templates").joinpath("showcases")
 
 
 def _loader() -> Any:

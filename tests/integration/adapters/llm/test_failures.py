@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from backend.adapters.llm.gateway import Gateway
 from backend.domain.model import FailureKind, Usage
 from tests.integration.adapters.llm.conftest import Caller
 from tests.openai_server import (
@@ -139,12 +140,12 @@ async def test_a_reply_without_end_is_cut(caller: Caller, stream: bool) -> None:
     assert "without end" in failure.message
 
 
-async def test_an_endless_drip_is_cut_by_the_clock(caller: Caller) -> None:
+async def test_an_endless_drip_is_cut_by_the_clock() -> None:
     # Bytes keep coming, so no read ever times out: only the time of the whole call ends this.
+    patient = Caller(Gateway(largest_reply=10**9))
     with OpenAIServer([endless()]) as server:
-        config = caller.config(server, timeout_seconds=0.2)
-        caller.gateway._providers._largest = 10**9
-        assert (await caller.failure(config)).kind == "timeout"
+        assert (await patient.failure(patient.config(server, timeout_seconds=0.2))).kind == "timeout"
+    await patient.gateway.close()
 
 
 @pytest.mark.parametrize(

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import AsyncIterator
+from importlib import resources
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from backend.adapters.llm import replay
+from backend.adapters.llm.gateway import Gateway
 from backend.domain.config import RunConfig
 from backend.domain.model import Position, Usage
 from backend.domain.patch import merge
-from backend.domain.recording import Recording
 from backend.errors import Invalid, NotFound
+from backend.settings import Settings
 from tests.integration.adapters.llm.conftest import Caller
 from tests.openai_server import OpenAIServer, recorded
 
@@ -30,13 +33,23 @@ ASKED = ({"role": "user", "content": "id=abc"},)
 
 
 @pytest.fixture
-def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
-    """Settings that replay a recording which ships under the name `demo`."""
-    (tmp_path / "showcases").mkdir()
-    (tmp_path / "showcases" / "demo.yaml").write_text(TEXT, "utf-8")
-    monkeypatch.setattr(replay.resources, "files", lambda _package: tmp_path)
-    replay.load.cache_clear()
-    return merge({"models": {"provider": "show", "providers": {"show": {"kind": "replay", "recording": "demo"}}}})
+async def caller(tmp_path: Path) -> AsyncIterator[Caller]:
+    """A gateway of an installation that keeps a recording under the name `demo`."""
+    (tmp_path / "recordings").mkdir()
+    (tmp_path / "recordings" / "demo.yaml").write_text(TEXT, "utf-8")
+    gateway = Gateway(Settings(home=tmp_path, redis_url=None))
+    yield Caller(gateway)
+    await gateway.close()
+
+
+def replaying(name: str) -> RunConfig:
+    return merge({"models": {"provider": "show", "providers": {"show": {"kind": "replay", "recording": name}}}})
+
+
+@pytest.fixture
+def shipped() -> RunConfig:
+    """Settings that replay that recording."""
+    return replaying("demo")
 
 
 async def test_a_recorded_call_is_answered_with_its_usage_at_no_cost(caller: Caller, shipped: RunConfig) -> None:
@@ -64,17 +77,18 @@ async def test_a_capture_that_is_missing_is_named(caller: Caller, shipped: RunCo
     assert "holds nothing that" in failure.message
 
 
-async def test_a_recording_that_is_not_there_is_named(caller: Caller, shipped: RunConfig) -> None:
-    gone = shipped.model_copy(
-        update={
-            "models": shipped.models.model_copy(
-                update={
-                    "providers": {"show": shipped.models.providers["show"].model_copy(update={"recording": "gone"})}
-                }
-            )
-        }
-    )
-    assert "no recording 'gone'" in (await caller.failure(gone)).message
+async def test_a_recording_that_is_not_there_is_named(caller: Caller) -> None:
+    assert "no recording 'gone'" in (await caller.failure(replaying("gone"))).message
+
+
+async def test_a_recording_that_was_written_anew_is_read_anew(
+    caller: Caller, shipped: RunConfig, tmp_path: Path
+) -> None:
+    await caller.send(shipped, messages=ASKED)
+    file = tmp_path / "recordings" / "demo.yaml"
+    file.write_text(TEXT.replace("input: 1000", "input: 7"), "utf-8")
+    os.utime(file, (1, 1))
+    assert (await caller.send(shipped, messages=ASKED)).usage.input_tokens == 7
 
 
 async def test_a_recording_plays_over_http_with_the_same_replies_and_real_metering(caller: Caller) -> None:
@@ -90,10 +104,10 @@ async def test_a_recording_plays_over_http_with_the_same_replies_and_real_meteri
     assert "has no step for role pm, node plan, visit 9, call 9" in failure.message
 
 
-@pytest.mark.parametrize("name", ["../standard/1", "/etc/passwd", "", "a/b", "x" * 500, "none"])
-def test_a_recording_is_found_by_name_only(name: str) -> None:
+@pytest.mark.parametrize("name", ["../standard/1", "../recordings/demo", "/etc/passwd", "", "a/b", "x" * 500, "none"])
+def test_a_recording_is_found_by_name_only(name: str, tmp_path: Path) -> None:
     with pytest.raises(NotFound):
-        replay.load(name)
+        replay.Recordings(tmp_path).load(name)
 
 
 @pytest.mark.parametrize(
@@ -111,10 +125,10 @@ def test_a_recording_that_is_not_in_order_says_where(text: str, message: str) ->
         replay.parse(text)
 
 
-async def test_the_shipped_showcase_is_in_order(caller: Caller) -> None:
-    shipped: Any = replay.resources.files("templates").joinpath("showcases")
-    for file in shipped.iterdir() if shipped.is_dir() else ():
-        if file.name.endswith(".yaml"):
-            recording: Recording = replay.parse(file.read_text("utf-8"), name=file.name)
-            assert recording.steps
-            assert recording.brief
+def test_the_shipped_showcases_are_in_order() -> None:
+    folder = resources.files("templates").joinpath("showcases")
+    names = [file.name.removesuffix(".yaml") for file in folder.iterdir()] if folder.is_dir() else []
+    for name in names:
+        recording = replay.Recordings().load(name)
+        assert recording.steps
+        assert recording.brief
