@@ -9,7 +9,9 @@ from backend.domain.model import CallFailed
 FIRST_WAIT = 0.5
 LONGEST_WAIT = 30.0
 LONGEST_RETRY_AFTER = 120.0
-"""A provider that asks for more patience than this is passed over."""
+"""A provider that asks for more patience than this is passed over while there is another one."""
+LAST_RETRY_AFTER = 600.0
+"""The most patience there is with the last provider of the list."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,17 +38,17 @@ def decide(failure: CallFailed, *, attempt: int, retries: int, more_choices: boo
     """Decide after the `attempt`-th try (from 1) at one provider failed.
 
     `jitter` is a random number from 0 to 1 that spreads the waits ("full jitter" on the upper half of an exponential
-    backoff). `Retry-After` is obeyed up to `LONGEST_RETRY_AFTER`. Replies that could not be parsed go to the next
-    provider without a second try at the same one; a recording that lacks a step ends the search, since no other
-    provider was recorded.
+    backoff). `Retry-After` is obeyed within reason. A reply that could not be parsed is asked for once more, since
+    it may have been billed; a recording that lacks a step ends the search, since no other provider was recorded.
     """
     onwards = NextChoice() if more_choices else GiveUp()
     if failure.kind == "not_covered":
         return GiveUp()
-    if not failure.retryable or attempt > retries:
+    tries = min(retries, 1) if failure.kind == "unparsable" else retries if failure.retryable else 0
+    if attempt > tries:
         return onwards
     if failure.retry_after is not None:
-        if failure.retry_after > LONGEST_RETRY_AFTER:
+        if failure.retry_after > (LONGEST_RETRY_AFTER if more_choices else LAST_RETRY_AFTER):
             return onwards
         return Retry(after=failure.retry_after + jitter * FIRST_WAIT)
     ceiling = min(LONGEST_WAIT, FIRST_WAIT * 2.0 ** min(attempt - 1, 16))

@@ -5,7 +5,16 @@ from __future__ import annotations
 import pytest
 
 from backend.domain.model import CallFailed, FailureKind
-from backend.domain.retry import LONGEST_RETRY_AFTER, LONGEST_WAIT, Decision, GiveUp, NextChoice, Retry, decide
+from backend.domain.retry import (
+    LAST_RETRY_AFTER,
+    LONGEST_RETRY_AFTER,
+    LONGEST_WAIT,
+    Decision,
+    GiveUp,
+    NextChoice,
+    Retry,
+    decide,
+)
 
 RETRYABLE: list[FailureKind] = ["timeout", "connection", "rate_limited", "server_error", "conflict"]
 
@@ -25,10 +34,17 @@ def test_what_may_pass_is_tried_again_until_the_retries_are_used_up(kind: Failur
     assert after(kind, 4, more=False) == GiveUp()
 
 
-@pytest.mark.parametrize("kind", ["refused", "unparsable"])
-def test_what_will_not_pass_goes_to_the_next_provider_at_once(kind: FailureKind) -> None:
-    assert after(kind) == NextChoice()
-    assert after(kind, more=False) == GiveUp()
+def test_what_will_not_pass_goes_to_the_next_provider_at_once() -> None:
+    assert after("refused") == NextChoice()
+    assert after("refused", more=False) == GiveUp()
+
+
+def test_a_reply_that_cannot_be_read_is_asked_for_once_more() -> None:
+    assert isinstance(after("unparsable", 1), Retry)
+    assert after("unparsable", 2) == NextChoice()
+    assert after("unparsable", 2, more=False) == GiveUp()
+    never = decide(CallFailed("unparsable", ""), attempt=1, retries=0, more_choices=False, jitter=1.0)
+    assert never == GiveUp()
 
 
 def test_a_step_that_is_not_recorded_ends_the_search() -> None:
@@ -47,4 +63,6 @@ def test_retry_after_is_obeyed_and_an_absurd_one_is_passed_over() -> None:
     assert after("rate_limited", retry_after=7.0, jitter=0.0) == Retry(7.0)
     assert after("rate_limited", retry_after=0.0, jitter=0.0) == Retry(0.0)
     assert after("rate_limited", retry_after=LONGEST_RETRY_AFTER + 1) == NextChoice()
-    assert after("rate_limited", retry_after=LONGEST_RETRY_AFTER + 1, more=False) == GiveUp()
+    patient = after("rate_limited", retry_after=LONGEST_RETRY_AFTER + 1, more=False, jitter=0.0)
+    assert patient == Retry(LONGEST_RETRY_AFTER + 1)
+    assert after("rate_limited", retry_after=LAST_RETRY_AFTER + 1, more=False) == GiveUp()
