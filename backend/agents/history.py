@@ -17,6 +17,8 @@ from backend.domain.model import Message, ModelReply
 
 OPENING = 2
 KEPT = 8
+OWN_SHARE = 0.75
+"""What everything but observations may take of the room."""
 SHARE = 0.6
 FILE_CHARACTERS = 100_000
 """About 25,000 tokens of files stay in context."""
@@ -79,7 +81,7 @@ def compact(messages: Sequence[Message], *, window_tokens: int, pinned: Collecti
         history[at] = _elided_observation(history[at], pinned)
     for at in range(OPENING, max(OPENING, len(history) - KEPT)):
         # Measured without observations, which may differ when a node runs again; the decision may not.
-        if _size(message for message in history if message["role"] != "tool") <= limit:
+        if _size(message for message in history if message["role"] != "tool") <= limit * OWN_SHARE:
             return history
         history[at] = _elided_call(history[at])
     return history
