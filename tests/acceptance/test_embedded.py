@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -11,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -141,6 +142,29 @@ async def test_a_killed_company_takes_its_servers_along_and_loses_nothing_it_ack
             process.wait()
             if cycle % 2:  # Half of the time the next company meets servers that are still on their way out.
                 assert eventually(lambda: gone(postgres) and gone(valkey))  # noqa: B023 - called at once
+
+
+async def test_servers_that_are_killed_come_back_where_they_were(home: Path) -> None:
+    with Stack.start(embedded_settings(home)) as stack:
+        before = stack.addresses
+        await query(stack.database_url, "CREATE TABLE kept AS SELECT 42 AS answer")
+        for server in (stack.postgres, stack.broker):
+            assert server is not None
+            os.kill(server.child.process.pid, signal.SIGKILL)
+            server.child.process.wait()
+        assert await soon(lambda: query(before.database_url, "SELECT answer FROM kept")) == 42
+        assert await soon(lambda: asyncio.to_thread(redis.Redis.from_url(before.redis_url).ping))
+        assert stack.addresses == before
+
+
+async def soon(ask: Callable[[], Awaitable[Any]]) -> Any:
+    """The first answer that is no refusal."""
+    async with asyncio.timeout(30):
+        while True:
+            try:
+                return await ask()
+            except (OSError, asyncpg.PostgresError, redis.RedisError):
+                await asyncio.sleep(0.05)
 
 
 async def test_a_killed_database_server_is_recovered_from_its_log(home: Path) -> None:

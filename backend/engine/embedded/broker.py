@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from backend.engine.embedded.binaries import CLEAN, Binaries, valkey
-from backend.engine.embedded.database import free_port, password, remembered_port
+from backend.engine.embedded.database import TAKEN, free_port, password, remembered_port
 from backend.engine.embedded.place import Place
 from backend.engine.embedded.processes import Child, end, run_once, spawn
 from backend.errors import Unavailable
@@ -36,21 +36,22 @@ class Broker:
         end(self.child, STOPPING)
 
 
-def start(place: Place, logs: Path) -> Broker:
-    """Start the server and wait until it answers."""
+def start(place: Place, logs: Path, port: int | None = None) -> Broker:
+    """Start the server and wait until it answers; on `port` if one is given, else where it was last time if it can."""
     secret = password(place)
     programs = _programs(place)
     folder = place.make_folder("valkey")
-    wanted = remembered_port(place, "valkey")
-    for _ in range(5):
-        port = free_port(wanted)
-        child = _launch(place, programs, folder, port, secret, logs)
-        failure = _wait_until_ready(child, port, secret)
+    wanted = port or remembered_port(place, "valkey")
+    failure: str | None = None
+    for _ in range(1 if port else 5):
+        chosen = port or free_port(wanted)
+        child = _launch(place, programs, folder, chosen, secret, logs)
+        failure = _wait_until_ready(child, chosen, secret)
         if failure is None:
-            (place.folder / "valkey.port").write_text(str(port))
-            return Broker(child, port, secret)
+            (place.folder / "valkey.port").write_text(str(chosen))
+            return Broker(child, chosen, secret)
         end(child, STOPPING)
-        if "Address already in use" not in failure:
+        if TAKEN not in failure:
             break
         wanted = None
     raise Unavailable(f"Valkey did not start: {failure} See {logs / 'valkey.log'}.", code="embedded_valkey_failed")

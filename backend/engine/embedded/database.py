@@ -20,6 +20,7 @@ from backend.errors import Unavailable
 NAME = "company"
 """Of the database and of its owner."""
 START_SECONDS = 60.0
+TAKEN = "Address already in use"
 STOPPING = ((signal.SIGINT, 20.0), (signal.SIGQUIT, 5.0))
 """Fast shutdown (a checkpoint, no waiting for clients), then immediate (recovery at the next start)."""
 
@@ -75,10 +76,18 @@ def password(place: Place) -> str:
     return path.read_text().strip()
 
 
-def start(place: Place, logs: Path, *, durable: bool, pick: Callable[[int | None], int] = free_port) -> Postgres:
+def start(
+    place: Place,
+    logs: Path,
+    port: int | None = None,
+    *,
+    durable: bool,
+    pick: Callable[[int | None], int] = free_port,
+) -> Postgres:
     """Make the data if there is none, then start the server over it and wait until it takes connections.
 
-    Another program may take the port that `pick` found free; then another one is picked.
+    On `port` if one is given, else on the one of last time or another that `pick` finds free; another program may take
+    that before the server does, then another one is picked.
     """
     data = place.folder / "postgres"
     secret = password(place)
@@ -86,16 +95,17 @@ def start(place: Place, logs: Path, *, durable: bool, pick: Callable[[int | None
         _create(place, data, secret, durable=durable)
     _check_major(place, data)
     end_predecessor(data)
-    wanted = remembered_port(place, "postgres")
-    for _ in range(5):
-        port = pick(wanted)
-        child = _launch(place, data, port, logs, durable=durable)
+    wanted = port or remembered_port(place, "postgres")
+    failure: str | None = None
+    for _ in range(1 if port else 5):
+        chosen = port or pick(wanted)
+        child = _launch(place, data, chosen, logs, durable=durable)
         failure = _wait_until_ready(child, data)
         if failure is None:
-            (place.folder / "postgres.port").write_text(str(port))
-            return Postgres(child, port, secret)
+            (place.folder / "postgres.port").write_text(str(chosen))
+            return Postgres(child, chosen, secret)
         end(child, STOPPING)
-        if "Address already in use" not in failure:
+        if TAKEN not in failure:
             break
         wanted = None
     raise Unavailable(

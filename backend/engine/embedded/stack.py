@@ -5,15 +5,16 @@ What the settings name is used as it is; only what they do not name is started.
 
 from __future__ import annotations
 
-import threading
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Self
 
 from backend.engine.embedded import broker, database, place, state
 from backend.engine.embedded.broker import Broker
 from backend.engine.embedded.database import Postgres
+from backend.engine.embedded.keeper import Keeper, Starter
 from backend.engine.embedded.state import Addresses
 from backend.settings import Settings
 
@@ -24,28 +25,35 @@ class Stack:
 
     home: Path
     addresses: Addresses
-    postgres: Postgres | None
-    broker: Broker | None
+    _keeper: Keeper
     _held: ExitStack
 
     @classmethod
     def start(cls, settings: Settings, *, durable: bool = True) -> Stack:
         """Hold the state directory and start its servers; they take connections when this returns.
 
-        Call it from the main thread: the kernel ends the servers when the thread that started them ends.
-        `durable=False` is for tests: an operating system that crashes may take the data with it.
-        Raises `Unavailable` with a sentence that says what is in the way.
+        A server that ends by itself is started again where it was. `durable=False` is for tests: an operating system
+        that crashes may take the data with it. Raises `Unavailable` with a sentence that says what is in the way.
         """
-        assert threading.current_thread() is threading.main_thread(), "Start the stack from the main thread."
         home = state.prepare(settings.home)
         with ExitStack() as held:
             held.enter_context(state.held(home))
-            servers: tuple[Postgres | None, Broker | None] = (None, None)
-            if settings.database_url is None or settings.redis_url is None:
-                servers = _start_servers(settings, home, held, durable=durable)
-            addresses = _addresses(settings, *servers)
+            keeper = Keeper(_starters(settings, home, durable=durable))
+            held.callback(keeper.stop)
+            keeper.start()
+            addresses = _addresses(settings, keeper)
             state.publish(home, addresses)
-            return cls(home, addresses, *servers, held.pop_all())
+            return cls(home, addresses, keeper, held.pop_all())
+
+    @property
+    def postgres(self) -> Postgres | None:
+        """The database server, if it is ours."""
+        return next((server for server in self._keeper.servers if isinstance(server, Postgres)), None)
+
+    @property
+    def broker(self) -> Broker | None:
+        """The broker, if it is ours."""
+        return next((server for server in self._keeper.servers if isinstance(server, Broker)), None)
 
     @property
     def database_url(self) -> str:
@@ -83,24 +91,22 @@ def attach(settings: Settings) -> Addresses | None:
     return state.published(settings.home.resolve())
 
 
-def _start_servers(
-    settings: Settings, home: Path, held: ExitStack, *, durable: bool
-) -> tuple[Postgres | None, Broker | None]:
+def _starters(settings: Settings, home: Path, *, durable: bool) -> list[Starter]:
+    if settings.database_url is not None and settings.redis_url is not None:
+        return []
     spot = place.find(home)
     spot.prepare()
-    logs = home / "logs"
-    postgres = redis = None
+    starters: list[Starter] = []
     if settings.database_url is None:
-        postgres = database.start(spot, logs, durable=durable)
-        held.callback(postgres.stop)
+        starters.append(partial(database.start, spot, home / "logs", durable=durable))
     if settings.redis_url is None:
-        redis = broker.start(spot, logs)
-        held.callback(redis.stop)
-    return postgres, redis
+        starters.append(partial(broker.start, spot, home / "logs"))
+    return starters
 
 
-def _addresses(settings: Settings, postgres: Postgres | None, redis: Broker | None) -> Addresses:
-    database_url = postgres.url if postgres else settings.database_url and settings.database_url.get_secret_value()
-    redis_url = redis.url if redis else settings.redis_url and settings.redis_url.get_secret_value()
+def _addresses(settings: Settings, keeper: Keeper) -> Addresses:
+    own = {type(server): server.url for server in keeper.servers if isinstance(server, Postgres | Broker)}
+    database_url = own.get(Postgres) or (settings.database_url and settings.database_url.get_secret_value())
+    redis_url = own.get(Broker) or (settings.redis_url and settings.redis_url.get_secret_value())
     assert database_url and redis_url
     return Addresses(database_url, redis_url)
