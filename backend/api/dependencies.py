@@ -1,0 +1,199 @@
+"""What endpoints are given: a session to read with, or a command whose transaction commits before the answer leaves."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import AsyncIterator, Callable, Coroutine
+from dataclasses import dataclass
+from typing import Annotated, Any
+from uuid import UUID
+
+from fastapi import Depends, Header, Query, Request, Response
+from fastapi.routing import APIRoute
+from pydantic_core import from_json
+from sqlalchemy.ext.asyncio import AsyncSession
+from starlette.requests import HTTPConnection
+
+from backend.adapters.db.engine import transaction
+from backend.api.installation import Installation
+from backend.domain.ids import DEFAULT_TENANT
+from backend.errors import Conflict, Fault, Invalid
+from backend.operations import idempotency
+from backend.operations.pages import MAX_LIMIT, MAX_SKIP, Page, PageRequest
+
+JSON = "application/json"
+MAX_NAME = 200
+
+
+class StrictRequest(Request):
+    """A request whose JSON is strict: no NaN, no half surrogates, bounded depth and numbers."""
+
+    async def json(self) -> Any:
+        """Parse the body; anything that is not JSON is a `JSONDecodeError`, which is answered with 422."""
+        if not hasattr(self, "_json"):
+            try:
+                self._json = from_json(await self.body(), allow_inf_nan=False)
+            except ValueError as error:
+                raise json.JSONDecodeError(str(error)[:200], "", 0) from error
+        return self._json
+
+
+class StrictRoute(APIRoute):
+    """A route that reads its body strictly."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Wrap the request before anything reads it."""
+        handler = super().get_route_handler()
+
+        async def strict(request: Request) -> Response:
+            return await handler(StrictRequest(request.scope, request.receive))
+
+        return strict
+
+
+def installation_of(connection: HTTPConnection) -> Installation:
+    """What the application was built on."""
+    found: Installation = connection.app.state.installation
+    return found
+
+
+Here = Annotated[Installation, Depends(installation_of)]
+
+
+async def reading(connection: HTTPConnection) -> AsyncIterator[AsyncSession]:
+    """A session that only reads: each statement stands alone, which spares two round trips."""
+    async with connection.app.state.readers() as session:
+        yield session
+
+
+Reading = Annotated[AsyncSession, Depends(reading, scope="function")]
+
+
+class Repeated(Exception):
+    """The request was answered before under its `Idempotency-Key`."""
+
+    def __init__(self, answer: idempotency.Answer) -> None:
+        super().__init__()
+        self.answer = answer
+
+
+async def answer_again(request: Request, error: Exception) -> Response:
+    """Give the answer of the first request once more."""
+    assert isinstance(error, Repeated)
+    headers = {**error.answer.headers, "Idempotent-Replay": "true"}
+    return Response(error.answer.body, error.answer.status, headers=headers, media_type=JSON)
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """One change: its transaction commits after the endpoint returns and before the answer leaves."""
+
+    session: AsyncSession
+    tenant_id: UUID
+    by: str
+    request_id: str
+    key: str | None = None
+
+    async def answer(self, body: str, status: int = 200, **headers: str) -> Response:
+        """The JSON answer, kept under the request's key if it has one."""
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        if self.key is not None:
+            kept = idempotency.Answer(status, named, body.encode())
+            await idempotency.keep(self.session, self.tenant_id, self.key, kept)
+        return Response(body, status, headers=named, media_type=JSON)
+
+
+def actor(
+    x_actor: Annotated[
+        str | None, Header(description="Who acts, as the audit trail names it", examples=["ada"])
+    ] = None,
+) -> str:
+    """Who acts; a claim, until there are keys that prove it."""
+    name = (x_actor or "api").strip()
+    if not 1 <= len(name) <= MAX_NAME or not name.isprintable():
+        right = f"1 to {MAX_NAME} printable characters"
+        raise Invalid(f"The name of who acts has {right}.", faults=[Fault("/header/X-Actor", right)])
+    return name
+
+
+By = Annotated[str, Depends(actor)]
+
+
+async def changing(request: Request, here: Here, by: By) -> AsyncIterator[Command]:
+    """A command without an idempotency key, for PATCH and DELETE."""
+    async with transaction(here.sessions, here.bell) as session:
+        yield Command(session, DEFAULT_TENANT, by, request.scope["request_id"])
+
+
+Changing = Annotated[Command, Depends(changing, scope="function")]
+
+
+async def posting(
+    request: Request,
+    here: Here,
+    by: By,
+    idempotency_key: Annotated[
+        str | None,
+        Header(description="The same key and body give the same answer again", examples=["start-2026-11-21-a"]),
+    ] = None,
+) -> AsyncIterator[Command]:
+    """A command that is done once for each `Idempotency-Key`."""
+    request_hash = await _hash_of(request) if idempotency_key is not None else ""
+    async with transaction(here.sessions, here.bell) as session:
+        if idempotency_key is not None:
+            again = await idempotency.claim(session, DEFAULT_TENANT, idempotency_key, request_hash)
+            if again is not None:
+                raise Repeated(again)
+        yield Command(session, DEFAULT_TENANT, by, request.scope["request_id"], idempotency_key)
+
+
+Posting = Annotated[Command, Depends(posting, scope="function")]
+
+
+async def _hash_of(request: Request) -> str:
+    parts = (request.method, request.url.path, request.url.query)
+    return hashlib.sha256("\0".join(parts).encode() + b"\0" + await request.body()).hexdigest()
+
+
+def expected_version(
+    if_match: Annotated[
+        str | None, Header(description='The ETag of what was read, such as `"3"`', examples=['"3"'])
+    ] = None,
+) -> int:
+    """The version that a change was made from."""
+    if if_match is None:
+        raise Conflict(
+            "Send the ETag of what you read as If-Match, so that no edit is lost.", code="precondition_required"
+        )
+    text = if_match.strip().removeprefix("W/").strip('"')
+    if not text.isascii() or not text.isdigit() or len(text) > 9:
+        right = 'one ETag as it was sent, such as "3"'
+        raise Invalid(f"If-Match holds {right}.", faults=[Fault("/header/If-Match", right)])
+    return int(text)
+
+
+IfMatch = Annotated[int, Depends(expected_version)]
+
+
+def page_request(
+    limit: Annotated[int, Query(ge=1, le=MAX_LIMIT, description="Rows of a page")] = 50,
+    cursor: Annotated[str | None, Query(max_length=200, description="`next_cursor` of the page before")] = None,
+    skip: Annotated[int, Query(ge=0, le=MAX_SKIP, description="Rows to leave out; a cursor is faster")] = 0,
+    count: Annotated[bool, Query(description="Whether to count all rows that fit")] = False,
+) -> PageRequest:
+    """Which page of a list is wanted."""
+    return PageRequest(limit, cursor, skip, count)
+
+
+Wanted = Annotated[PageRequest, Depends(page_request)]
+
+
+def listing(page: Page) -> Response:
+    """A page as a response; its JSON was made by the database."""
+    return Response(page.json(), media_type=JSON)
+
+
+def shown(body: str, **headers: str) -> Response:
+    """JSON that the database made, as a response."""
+    return Response(body, media_type=JSON, headers={name.replace("_", "-"): value for name, value in headers.items()})

@@ -1,0 +1,53 @@
+"""What the API is built on, handed in by the composition root: it makes none of it and imports no broker."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+from uuid import UUID
+
+from backend.adapters.db.engine import Sessions
+from backend.domain.config import RunConfig
+from backend.domain.ports import Bell
+from backend.errors import Fault
+
+
+class Followers(Protocol):
+    """Wake-ups of a run's followers: each item says that there may be new events; losing one costs a delay."""
+
+    def subscribe(self, run_id: UUID) -> AsyncIterator[object]:
+        """Wake-ups of one run until the iterator is closed."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The health of one part of the installation."""
+
+    name: str
+    status: str
+    sentence: str
+    advice: str | None = None
+
+
+@dataclass(frozen=True)
+class Installation:
+    """Everything an endpoint may reach.
+
+    `graph_version` names the version of a graph that new runs follow, `graph_shape` its nodes and edges, `faults` what
+    of a configuration cannot work here, `health` the parts and how they are, `workers` the figures of living workers.
+    """
+
+    home: Path
+    sessions: Sessions
+    bell: Bell
+    followers: Followers
+    graph_version: Callable[[str], str]
+    graph_shape: Callable[[str, str], dict[str, Any]]
+    faults: Callable[[RunConfig, str], Sequence[Fault]]
+    health: Callable[[], Awaitable[Sequence[Part]]]
+    workers: Callable[[], Awaitable[dict[str, str]]]
+    background: Sequence[Callable[[], Awaitable[None]]] = field(default=())
+    """Loops that run while the API does, such as the reaper."""
