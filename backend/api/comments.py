@@ -35,7 +35,9 @@ class CommentCreate(BaseModel):
     model_config = ConfigDict(extra="forbid")
     body: Annotated[
         str,
-        Field(min_length=1, max_length=comments.MAX_BODY, description="Markdown", examples=["Please keep **one** CLI."]),
+        Field(
+            min_length=1, max_length=comments.MAX_BODY, description="Markdown", examples=["Please keep **one** CLI."]
+        ),
     ]
     run_id: UUID | None = None
     task_id: UUID | None = None

@@ -17,9 +17,7 @@ from backend.operations import findings
 
 router = APIRouter(prefix="/api/findings", tags=["findings"], route_class=StrictRoute)
 
-FindingView = view_model(
-    "FindingView", findings.VIEW, status=FindingStatus, severity=Severity, source=FindingSource
-)
+FindingView = view_model("FindingView", findings.VIEW, status=FindingStatus, severity=Severity, source=FindingSource)
 
 
 class Waiver(BaseModel):

@@ -83,7 +83,9 @@ async def list_tasks(
     return listing(await tasks.page(session, wanted, run_id=run_id, status=status, role=role))
 
 
-@router.get("/tree", response_model=list[TaskTree], summary="Read a run's tasks as a tree", responses=documented(404, 422))
+@router.get(
+    "/tree", response_model=list[TaskTree], summary="Read a run's tasks as a tree", responses=documented(404, 422)
+)
 async def read_tree(run_id: UUID, session: Reading) -> list[dict[str, Any]]:
     """All tasks of a run, each with its children and the keys it depends on."""
     return await tasks.tree(session, run_id)

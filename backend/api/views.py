@@ -16,9 +16,7 @@ from sqlalchemy.types import TypeEngine
 from backend.adapters.db.tables import CleanText
 from backend.operations.pages import View
 
-Money = Annotated[
-    str, StringConstraints(pattern=r"^-?\d+\.\d{6}$"), Field(examples=["0.013250"])
-]
+Money = Annotated[str, StringConstraints(pattern=r"^-?\d+\.\d{6}$"), Field(examples=["0.013250"])]
 Item = TypeVar("Item")
 
 _ID = "0199a1b2-0000-7000-8000-000000000001"

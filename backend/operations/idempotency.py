@@ -38,7 +38,7 @@ async def claim(session: AsyncSession, tenant_id: UUID, key: str, request_hash: 
     """
     if not 1 <= len(key) <= MAX_KEY or not key.isprintable() or not key.isascii():
         right = f"1 to {MAX_KEY} printable ASCII characters"
-        raise Invalid(f"An Idempotency-Key has {right}.", faults=[Fault("/headers/Idempotency-Key", right)])
+        raise Invalid(f"An Idempotency-Key has {right}.", faults=[Fault("/header/Idempotency-Key", right)])
     await _forget(session, tenant_id, key)
     taken = await session.scalar(
         insert(IdempotencyKey)

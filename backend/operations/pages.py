@@ -15,7 +15,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import DateTime, Numeric, Select, Text, cast, func, literal_column, select, tuple_
+from sqlalchemy import DateTime, Numeric, Select, Text, cast, func, literal_column, null, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.sql.elements import ColumnElement
 
@@ -38,7 +38,8 @@ class PageRequest:
     def __post_init__(self) -> None:
         if self.cursor is not None and self.skip:
             raise Invalid(
-                "Give either `skip` or `cursor`, not both.", faults=[Fault("/skip", "leave it out beside a cursor")]
+                "Give either `skip` or `cursor`, not both.",
+                faults=[Fault("/query/skip", "leave it out beside a cursor")],
             )
 
 
@@ -73,7 +74,7 @@ def read_cursor(cursor: str) -> tuple[datetime, UUID]:
     except (ValueError, binascii.Error) as error:
         raise Invalid(
             "This cursor was not made by a list of this API; use `next_cursor` of the page before.",
-            faults=[Fault("/cursor", "the `next_cursor` of the page before, unchanged")],
+            faults=[Fault("/query/cursor", "the `next_cursor` of the page before, unchanged")],
         ) from error
 
 
@@ -109,25 +110,25 @@ class View:
         self.what = table.__tablename__.removeprefix("project_").removesuffix("s").replace("_", " ")
         columns = {column.name: column for column in table.__table__.columns if column.name not in leave_out}
         self.columns: dict[str, ColumnElement[Any]] = {**columns, **(more or {})}
-        self._shown = [shown(column).label(name) for name, column in self.columns.items()]
-        self._created = table.__table__.c.created_at
-        self._id = table.__table__.c.id
+        self.shown = [shown(column).label(name) for name, column in self.columns.items()]
+        self._created: ColumnElement[Any] = table.__table__.c.get("created_at", null())
+        self._id: ColumnElement[Any] = table.__table__.c.get("id", null())
 
     async def one(self, session: AsyncSession, *where: ColumnElement[bool]) -> str:
         """The one row as JSON; raises `NotFound`."""
-        found = await session.scalar(_as_json(select(*self._shown).where(*where)))
+        found = await session.scalar(_as_json(select(*self.shown).where(*where)))
         if found is None:
             raise NotFound(f"There is no such {self.what}.")
         return found
 
     async def all(self, session: AsyncSession, *where: ColumnElement[bool], order_by: Any, limit: int) -> list[str]:
         """Up to `limit` rows as JSON in the order asked for."""
-        return list(await session.scalars(_as_json(select(*self._shown).where(*where).order_by(order_by).limit(limit))))
+        return list(await session.scalars(_as_json(select(*self.shown).where(*where).order_by(order_by).limit(limit))))
 
     async def page(self, session: AsyncSession, wanted: PageRequest, *where: ColumnElement[bool]) -> Page:
         """One page of the rows that fit, newest first."""
         total = await self._count(session, *where) if wanted.count else None
-        inner = select(*self._shown).where(*where)
+        inner = select(*self.shown).where(*where)
         if wanted.cursor is not None:
             inner = inner.where(tuple_(self._created, self._id) < read_cursor(wanted.cursor))
         inner = inner.order_by(self._created.desc(), self._id.desc()).limit(wanted.limit + 1).offset(wanted.skip)

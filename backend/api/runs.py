@@ -1,0 +1,94 @@
+"""Runs over HTTP: read them and steer them."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import Annotated, Any
+from uuid import UUID
+
+from fastapi import APIRouter, Response
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+
+from backend.adapters.db.tables import ProjectRun
+from backend.api.dependencies import Command, Posting, Reading, StrictRoute, Wanted, listing, shown
+from backend.api.problems import documented
+from backend.api.views import PageOf, view_model
+from backend.domain.run import Request, RunStatus
+from backend.operations import runs
+
+router = APIRouter(prefix="/api/runs", tags=["runs"], route_class=StrictRoute)
+
+_WORDS = {"status": RunStatus, "requested": Request}
+RunView = view_model("RunView", runs.VIEW, **_WORDS, config_snapshot=dict[str, Any], final_report=dict[str, Any])
+RunListed = view_model("RunListed", runs.LISTED, **_WORDS)
+
+
+class NewLimits(BaseModel):
+    """New limits of a run that is retried, in all, not on top; what is left out stays."""
+
+    model_config = ConfigDict(extra="forbid")
+    tokens: Annotated[int, Field(ge=1, le=10_000_000_000, examples=[200_000])] | None = None
+    usd: Annotated[Decimal, Field(gt=0, le=1_000_000, max_digits=14, decimal_places=6, examples=["5.00"])] | None = None
+    seconds: Annotated[int, Field(ge=1, le=2_592_000, examples=[3600])] | None = None
+
+
+class RunRetry(BaseModel):
+    """How a run is retried."""
+
+    model_config = ConfigDict(extra="forbid")
+    budget: NewLimits = NewLimits()
+
+
+@router.get("", response_model=PageOf[RunListed], summary="List runs", responses=documented(422))  # type: ignore[valid-type]  # made from the table
+async def list_runs(
+    session: Reading,
+    wanted: Wanted,
+    project_id: UUID | None = None,
+    status: RunStatus | None = None,
+    since: AwareDatetime | None = None,
+) -> Response:
+    """Runs, newest first."""
+    return listing(await runs.page(session, wanted, project_id=project_id, status=status, since=since))
+
+
+@router.get("/{run_id}", response_model=RunView, summary="Read a run", responses=documented(404, 422))
+async def read_run(run_id: UUID, session: Reading) -> Response:
+    """One run: status, limits, totals, settings, report."""
+    run = await runs.get(session, run_id)
+    return shown(await runs.VIEW.one(session, ProjectRun.id == run_id), ETag=f'"{run.version}"')
+
+
+@router.post("/{run_id}/pause", response_model=RunView, summary="Pause a run", responses=documented(404, 409, 422))
+async def pause_run(run_id: UUID, command: Posting) -> Response:
+    """Ask a run to hold at its next safe point; asking twice is the same as asking once."""
+    await runs.pause(command.session, run_id, by=command.by)
+    return await _answer(command, run_id)
+
+
+@router.post("/{run_id}/resume", response_model=RunView, summary="Resume a run", responses=documented(404, 409, 422))
+async def resume_run(run_id: UUID, command: Posting) -> Response:
+    """Let a paused run go on, or take back a pause that was asked for."""
+    await runs.resume(command.session, run_id, by=command.by)
+    return await _answer(command, run_id)
+
+
+@router.post("/{run_id}/stop", response_model=RunView, summary="Stop a run", responses=documented(404, 409, 422))
+async def stop_run(run_id: UUID, command: Posting) -> Response:
+    """End a run: at once where no worker holds it, else within seconds."""
+    await runs.stop(command.session, run_id, by=command.by)
+    return await _answer(command, run_id)
+
+
+@router.post("/{run_id}/retry", response_model=RunView, summary="Retry a run", responses=documented(404, 409, 422))
+async def retry_run(run_id: UUID, command: Posting, body: RunRetry | None = None) -> Response:
+    """Let a run that failed or was stopped go on from its last checkpoint, with higher limits if some are given."""
+    budget = body.budget if body is not None else NewLimits()
+    limits = runs.Limits(budget.tokens, budget.usd, budget.seconds)
+    await runs.retry(command.session, run_id, by=command.by, limits=limits)
+    return await _answer(command, run_id)
+
+
+async def _answer(command: Command, run_id: UUID) -> Response:
+    run = await runs.get(command.session, run_id)
+    row = await runs.VIEW.one(command.session, ProjectRun.id == run_id)
+    return await command.answer(row, ETag=f'"{run.version}"')

@@ -1,0 +1,65 @@
+"""What a run has cost, seen from every side: totals that an auditor can add up."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Text, cast, func, select
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import InstrumentedAttribute
+
+from backend.adapters.db.tables import ModelCall, ProjectRun
+
+SIDES: dict[str, tuple[InstrumentedAttribute[Any], ...]] = {
+    "by_role": (ModelCall.role,),
+    "by_node": (ModelCall.node,),
+    "by_visit": (ModelCall.node, ModelCall.visit),
+    "by_model": (ModelCall.provider, ModelCall.model),
+    "by_task": (ModelCall.task_key,),
+}
+"""The groupings that are shown."""
+
+
+async def of_run(session: AsyncSession, run: ProjectRun) -> dict[str, Any]:
+    """Totals, limits and every side; money as strings with six decimals."""
+    return {
+        "run_id": str(run.id),
+        "limits": {
+            "tokens": run.limit_tokens,
+            "usd": None if run.limit_usd is None else f"{run.limit_usd:.6f}",
+            "seconds": run.limit_seconds,
+        },
+        "spent": {
+            "tokens": run.spent_tokens_input + run.spent_tokens_output,
+            "tokens_input": run.spent_tokens_input,
+            "tokens_output": run.spent_tokens_output,
+            "tokens_cached": run.spent_tokens_cached,
+            "usd": f"{run.spent_usd:.6f}",
+            "seconds": f"{run.spent_seconds:.6f}",
+        },
+        "reserved": {"tokens": run.reserved_tokens, "usd": f"{run.reserved_usd:.6f}"},
+        **{side: await _side(session, run.id, columns) for side, columns in SIDES.items()},
+    }
+
+
+async def _side(
+    session: AsyncSession, run_id: UUID, columns: tuple[InstrumentedAttribute[Any], ...]
+) -> list[dict[str, Any]]:
+    rows = await session.execute(
+        select(
+            *columns,
+            func.count().filter(ModelCall.status.in_(("done", "failed"))).label("calls"),
+            func.sum(ModelCall.tokens_input).label("tokens_input"),
+            func.sum(ModelCall.tokens_output).label("tokens_output"),
+            func.sum(ModelCall.tokens_cached).label("tokens_cached"),
+            cast(func.sum(ModelCall.cost_usd), Text).label("cost_usd"),
+        )
+        .where(ModelCall.run_id == run_id)
+        .group_by(*columns)
+        .order_by(func.sum(ModelCall.cost_usd).desc(), *columns)
+    )
+    return [
+        {key: int(value) if key.startswith("tokens") else value for key, value in row.items()}
+        for row in rows.mappings()
+    ]
