@@ -12,7 +12,7 @@ from backend.adapters.db.tables import Artifact
 from backend.api.dependencies import Here, Reading, StrictRoute, Wanted, listing, shown
 from backend.api.problems import documented
 from backend.api.views import PageOf, view_model
-from backend.operations import artifacts
+from backend.operations import artifacts, repositories, runs
 
 router = APIRouter(prefix="/api/artifacts", tags=["artifacts"], route_class=StrictRoute)
 
@@ -46,7 +46,8 @@ async def read_artifact(artifact_id: UUID, session: Reading) -> Response:
 async def download_artifact(artifact_id: UUID, session: Reading, here: Here) -> Response:
     """Its body, never shown by a browser as a page of ours."""
     artifact = await artifacts.get(session, artifact_id)
-    body = await here.files.artifact(artifact)
+    run = await runs.get(session, artifact.run_id)
+    body = await repositories.body_of(here.home, run, artifact)
     name = quote(artifact.path.rsplit("/", 1)[-1] or "artifact")
     headers = {
         "Content-Disposition": f"attachment; filename*=UTF-8''{name}",

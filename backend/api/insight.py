@@ -150,21 +150,3 @@ async def read_diff(
     found = await repositories.diff(here.home, run, base, commit)
     files = [DiffFileView(path=f.path, status=f.status, added=f.added, removed=f.removed) for f in found.files]
     return DiffView(base=base, commit=commit, text=found.text, files=files, truncated=found.truncated)
-
-
-@router.get(
-    "/archive",
-    summary="Download a run's repository",
-    response_class=Response,
-    responses={200: {"content": {"application/zip": {}, "application/gzip": {}}}, **documented(404, 409, 422)},
-)
-async def read_archive(
-    run_id: UUID, session: Reading, here: Here, form: Annotated[Literal["zip", "tar.gz"], Query(alias="format")] = "zip"
-) -> Response:
-    """The files of the run's newest commit as a zip or tar.gz."""
-    run = await runs.get(session, run_id)
-    commit = await repositories.commit_of(session, run)
-    body = await repositories.archive(here.home, run, commit, form)
-    media_type = "application/zip" if form == "zip" else "application/gzip"
-    name = f"run-{run.number}-{commit[:12]}.{form}"
-    return Response(body, media_type=media_type, headers={"Content-Disposition": f'attachment; filename="{name}"'})

@@ -37,7 +37,8 @@ class Installation:
     """Everything an endpoint may reach.
 
     `graph_version` names the version of a graph that new runs follow, `graph_shape` its nodes and edges, `faults` what
-    of a configuration cannot work here, `health` the parts and how they are, `workers` the figures of living workers.
+    of a configuration cannot work here, `health` all parts and how they are, `readiness` those without which the API
+    cannot answer, `workers` the figures of living workers by name.
     """
 
     home: Path
@@ -48,6 +49,7 @@ class Installation:
     graph_shape: Callable[[str, str], dict[str, Any]]
     faults: Callable[[RunConfig, str], Sequence[Fault]]
     health: Callable[[], Awaitable[Sequence[Part]]]
+    readiness: Callable[[], Awaitable[Sequence[Part]]]
     workers: Callable[[], Awaitable[dict[str, str]]]
     background: Sequence[Callable[[], Awaitable[None]]] = field(default=())
     """Loops that run while the API does, such as the reaper."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -23,9 +26,10 @@ from backend.api.dependencies import (
 from backend.api.problems import documented
 from backend.api.runs import RunView
 from backend.api.views import PageOf, view_model
-from backend.domain.ids import DEFAULT_TENANT
+from backend.domain.config import RunConfig
 from backend.domain.project import ProjectStatus
-from backend.operations import projects, runs
+from backend.errors import Fault, Invalid
+from backend.operations import projects, repositories, runs
 
 router = APIRouter(prefix="/api/projects", tags=["projects"], route_class=StrictRoute)
 
@@ -46,6 +50,21 @@ Brief = Annotated[
     ),
 ]
 Version = Annotated[int, Field(ge=1, le=1_000_000)]
+
+
+@contextmanager
+def _settings_in_config() -> Iterator[None]:
+    """Let faults of settings point into the body, where they stand under `config`."""
+    try:
+        yield
+    except Invalid as error:
+        faults = [
+            Fault("/config" + fault.pointer, fault.message)
+            if fault.pointer.split("/")[1:2] and fault.pointer.split("/")[1] in RunConfig.model_fields
+            else fault
+            for fault in error.faults
+        ]
+        raise Invalid(error.message, code=error.code, faults=faults) from error
 
 
 class ProjectCreate(BaseModel):
@@ -83,16 +102,17 @@ class RunStart(BaseModel):
 )
 async def create_project(body: ProjectCreate, command: Posting) -> Response:
     """Make a project, ready to be run."""
-    project = await projects.create(
-        command.session,
-        name=body.name,
-        brief=body.brief,
-        template_slug=body.template,
-        template_version=body.template_version,
-        config_patch=body.config,
-        draft=body.draft,
-        by=command.by,
-    )
+    with _settings_in_config():
+        project = await projects.create(
+            command.session,
+            name=body.name,
+            brief=body.brief,
+            template_slug=body.template,
+            template_version=body.template_version,
+            config_patch=body.config,
+            draft=body.draft,
+            by=command.by,
+        )
     row = await projects.VIEW.one(command.session, Project.id == project.id)
     return await command.answer(row, 201, Location=f"/api/projects/{project.id}", ETag=f'"{project.version}"')
 
@@ -126,7 +146,8 @@ async def read_project(project_id: UUID, session: Reading) -> Response:
 async def edit_project(project_id: UUID, body: ProjectPatch, version: IfMatch, command: Changing) -> Response:
     """Change a project; its next run follows, a run on its way does not."""
     changes = projects.Edit(body.name, body.brief, body.template, body.template_version, body.config)
-    project = await projects.edit(command.session, project_id, changes, expected_version=version, by=command.by)
+    with _settings_in_config():
+        project = await projects.edit(command.session, project_id, changes, expected_version=version, by=command.by)
     row = await projects.VIEW.one(command.session, Project.id == project_id)
     return shown(row, ETag=f'"{project.version}"')
 
@@ -147,7 +168,7 @@ async def archive_project(project_id: UUID, command: Posting) -> Response:
 @router.delete("/{project_id}", status_code=204, summary="Delete a project", responses=documented(404, 409, 422))
 async def delete_project(project_id: UUID, command: Changing, here: Here) -> Response:
     """Delete a project with its runs, repository, worktrees and artifacts."""
-    await projects.delete(command.session, project_id, remove=here.remove_files)
+    await projects.delete(command.session, project_id, remove=partial(repositories.remove, here.home))
     return Response(status_code=204)
 
 
@@ -161,15 +182,15 @@ async def delete_project(project_id: UUID, command: Changing, here: Here) -> Res
 )
 async def start_run(project_id: UUID, body: RunStart, command: Posting, here: Here) -> Response:
     """Start a run; its settings are merged and pinned, and the workers are told."""
-    run = await runs.start(
-        command.session,
-        project_id,
-        patch=body.config,
-        graph_version=here.graph_version,
-        faults=here.faults,
-        by=command.by,
-        tenant_id=DEFAULT_TENANT,
-        correlation_id=command.request_id,
-    )
+    with _settings_in_config():
+        run = await runs.start(
+            command.session,
+            project_id,
+            patch=body.config,
+            graph_version=here.graph_version,
+            faults=here.faults,
+            by=command.by,
+            correlation_id=command.request_id,
+        )
     row = await runs.VIEW.one(command.session, ProjectRun.id == run.id)
     return await command.answer(row, 201, Location=f"/api/runs/{run.id}", ETag=f'"{run.version}"')

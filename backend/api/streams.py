@@ -73,7 +73,7 @@ async def glance(sessions: Sessions, run_id: UUID, after: int) -> Glance | None:
         .order_by(rows.c.seq)
     )
     async with sessions() as session:
-        found: list[Any] = list((await session.execute(query)).tuples().all())
+        found: list[Any] = list((await session.execute(query)).all())
     if not found:
         return None
     entries = tuple(Entry(seq, kind, data) for _, _, seq, kind, data in found if seq is not None)

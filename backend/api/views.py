@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, create_mod
 from sqlalchemy import Numeric
 from sqlalchemy.types import TypeEngine
 
-from backend.adapters.db.tables import CleanText
+from backend.adapters.db.columns import CleanText
 from backend.operations.pages import View
 
 Money = Annotated[str, StringConstraints(pattern=r"^-?\d+\.\d{6}$"), Field(examples=["0.013250"])]

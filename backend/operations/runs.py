@@ -20,7 +20,7 @@ from backend.adapters.db.tables import DeadLetter, Project, ProjectRun, ProjectT
 from backend.domain.config import Patch, RunConfig
 from backend.domain.ids import DEFAULT_TENANT
 from backend.domain.lifecycle import transition
-from backend.domain.patch import merge
+from backend.domain.patch import merge, snapshot
 from backend.domain.project import ProjectStatus
 from backend.domain.question import QuestionStatus
 from backend.domain.run import ENDED, MOVES, Request, RunStatus
@@ -116,7 +116,7 @@ async def start(
         template_slug=template.slug,
         template_version=template.version,
         brief=project.brief,
-        config_snapshot=config.model_dump(mode="json"),
+        config_snapshot=snapshot(config),
         limit_tokens=config.budget.tokens,
         limit_usd=config.budget.usd,
         limit_seconds=config.budget.seconds,

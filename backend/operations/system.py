@@ -50,7 +50,7 @@ async def overview(session: AsyncSession) -> dict[str, Any]:
 
 async def gauges(session: AsyncSession) -> list[Metric]:
     """What Prometheus is told from the database: counts, queue age and how far each active run is into its budget."""
-    return list(_gauges(await overview(session), (await session.execute(_BURN)).tuples().all()))
+    return list(_gauges(await overview(session), (await session.execute(_BURN)).all()))
 
 
 def _gauges(facts: dict[str, Any], burns: Any) -> Iterator[Metric]:

@@ -123,7 +123,8 @@ async def create(
     run = await runs.get(session, run_id, tenant_id=tenant_id, lock=True)
     if run.status in ENDED:
         raise Conflict(f"Run {run.number} has ended as {run.status}; tasks can no longer be added.")
-    known = dict((await session.execute(select(Task.key, Task.id).where(Task.run_id == run_id))).tuples().all())
+    rows = await session.execute(select(Task.key, Task.id).where(Task.run_id == run_id))
+    known = {row.key: row.id for row in rows}
     key = new.key or f"H-{1 + sum(1 for taken in known if taken.startswith('H-'))}"
     if key in known:
         raise Conflict(f"Run {run.number} already has a task {key}.")
