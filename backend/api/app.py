@@ -23,11 +23,13 @@ from backend.api import (
     runs,
     system,
     tasks,
+    templates,
 )
 from backend.api.installation import Installation
 from backend.api.streams import Streams
 
 ROUTERS = (
+    templates.router,
     projects.router,
     runs.router,
     insight.router,

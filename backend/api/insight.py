@@ -64,10 +64,12 @@ class Entry(BaseModel):
 class Shape(BaseModel):
     """A run's graph and where the run stands in it."""
 
-    name: str
+    graph: str
     version: str
     nodes: list[str]
-    edges: list[dict[str, Any]] = Field(examples=[[{"from": "qa_test", "to": "security_scan", "conditional": True}]])
+    edges: list[dict[str, Any]] = Field(
+        examples=[[{"source": "qa_test", "target": "security_scan", "conditional": True}]]
+    )
     current_node: str | None
     visits: dict[str, int] = Field(description="Finished visits of each node")
 
@@ -129,7 +131,7 @@ async def read_graph(run_id: UUID, session: Reading, here: Here) -> dict[str, An
     """Nodes, edges, and where the run stands."""
     run = await runs.get(session, run_id)
     return {
-        "name": run.graph,
+        "graph": run.graph,
         "version": run.graph_version,
         **here.graph_shape(run.graph, run.graph_version),
         "current_node": run.current_node,
@@ -150,3 +152,21 @@ async def read_diff(
     found = await repositories.diff(here.home, run, base, commit)
     files = [DiffFileView(path=f.path, status=f.status, added=f.added, removed=f.removed) for f in found.files]
     return DiffView(base=base, commit=commit, text=found.text, files=files, truncated=found.truncated)
+
+
+@router.get(
+    "/archive",
+    summary="Download a run's repository",
+    response_class=Response,
+    responses={200: {"content": {"application/zip": {}, "application/gzip": {}}}, **documented(404, 409, 422)},
+)
+async def read_archive(
+    run_id: UUID, session: Reading, here: Here, form: Annotated[Literal["zip", "tar.gz"], Query(alias="format")] = "zip"
+) -> Response:
+    """The files of the run's newest commit as a zip or tar.gz."""
+    run = await runs.get(session, run_id)
+    commit = await repositories.commit_of(session, run)
+    body = await repositories.archive(here.home, run, commit, form)
+    media_type = "application/zip" if form == "zip" else "application/gzip"
+    name = f"run-{run.number}-{commit[:12]}.{form}"
+    return Response(body, media_type=media_type, headers={"Content-Disposition": f'attachment; filename="{name}"'})

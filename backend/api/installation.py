@@ -11,6 +11,7 @@ from uuid import UUID
 from backend.adapters.db.engine import Sessions
 from backend.domain.config import RunConfig
 from backend.domain.ports import Bell
+from backend.engine.health import Check
 from backend.errors import Fault
 
 
@@ -20,16 +21,6 @@ class Followers(Protocol):
     def subscribe(self, run_id: UUID) -> AsyncIterator[object]:
         """Wake-ups of one run until the iterator is closed."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """The health of one part of the installation."""
-
-    name: str
-    status: str
-    sentence: str
-    advice: str | None = None
 
 
 @dataclass(frozen=True)
@@ -48,8 +39,8 @@ class Installation:
     graph_version: Callable[[str], str]
     graph_shape: Callable[[str, str], dict[str, Any]]
     faults: Callable[[RunConfig, str], Sequence[Fault]]
-    health: Callable[[], Awaitable[Sequence[Part]]]
-    readiness: Callable[[], Awaitable[Sequence[Part]]]
+    health: Callable[[], Awaitable[Sequence[Check]]]
+    readiness: Callable[[], Awaitable[Sequence[Check]]]
     workers: Callable[[], Awaitable[dict[str, str]]]
     background: Sequence[Callable[[], Awaitable[None]]] = field(default=())
     """Loops that run while the API does, such as the reaper."""

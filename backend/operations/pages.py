@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -121,9 +121,11 @@ class View:
             raise NotFound(f"There is no such {self.what}.")
         return found
 
-    async def all(self, session: AsyncSession, *where: ColumnElement[bool], order_by: Any, limit: int) -> list[str]:
+    async def all(
+        self, session: AsyncSession, *where: ColumnElement[bool], order_by: Sequence[Any], limit: int
+    ) -> list[str]:
         """Up to `limit` rows as JSON in the order asked for."""
-        return list(await session.scalars(_as_json(select(*self.shown).where(*where).order_by(order_by).limit(limit))))
+        return list(await session.scalars(_as_json(select(*self.shown).where(*where).order_by(*order_by).limit(limit))))
 
     async def page(self, session: AsyncSession, wanted: PageRequest, *where: ColumnElement[bool]) -> Page:
         """One page of the rows that fit, newest first."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from uuid import UUID
@@ -11,8 +10,10 @@ from uuid import UUID
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from backend.adapters import export
 from backend.adapters.db.tables import Artifact, ProjectRun, Task
 from backend.adapters.workspace import GitWorkspace
+from backend.adapters.workspace.changes import Blame
 from backend.domain.ports import Diff
 from backend.errors import Conflict, NotFound
 
@@ -54,6 +55,21 @@ async def diff(home: Path, run: ProjectRun, base: str | None, commit: str) -> Di
     return await workspace_of(home, run).diff(base or EMPTY_TREE, commit, limit=1_000_000)
 
 
+async def archive(home: Path, run: ProjectRun, commit: str, form: export.Format) -> bytes:
+    """The files of a commit, packed below one folder."""
+    _refuse_gone(home, run)
+    return await export.archive(workspace_of(home, run), commit, form, top=f"run-{run.number}-{commit[:12]}")
+
+
+async def blame(home: Path, run: ProjectRun, commit: str, path: str, line: int) -> Blame:
+    """Which commit last touched a line of a file, with the trailers that lead to its task and run."""
+    _refuse_gone(home, run)
+    found = await workspace_of(home, run).blame(commit, path, line)
+    if found is None:
+        raise NotFound(f"There is no line {line} of {path} in commit {commit[:12]}.")
+    return found
+
+
 async def body_of(home: Path, run: ProjectRun, artifact: Artifact) -> bytes:
     """The body of an artifact from git or the store; raises `NotFound` where it is gone."""
     if artifact.commit is None:
@@ -74,13 +90,12 @@ def _refuse_gone(home: Path, run: ProjectRun) -> None:
 
 async def remove(home: Path, project_id: UUID, run_ids: Sequence[UUID], bodies: Sequence[str]) -> None:
     """Remove a project's repository, its runs' worktrees, and stored bodies; what is not there is no error."""
-    folders = [home / "repositories" / f"{project_id}.git", *(home / "worktrees" / str(run_id) for run_id in run_ids)]
+    for run_id in run_ids:
+        await export.remove_run(home, run_id)
+    await export.remove_project(home, project_id)
     stored = [home / "artifacts" / body[:2] / body for body in bodies]
 
     def wipe() -> None:
-        for folder in folders:
-            if folder.exists():
-                shutil.rmtree(folder)
         for path in stored:
             path.unlink(missing_ok=True)
 

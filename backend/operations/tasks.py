@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import JSON, cast, func, select, type_coerce
+from sqlalchemy import JSON, func, literal_column, select, type_coerce
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased
 
@@ -38,7 +38,7 @@ def _depends_on() -> Any:
         .correlate(Task)
         .scalar_subquery()
     )
-    return type_coerce(func.coalesce(keys, cast("[]", JSON)), JSON)
+    return type_coerce(func.coalesce(keys, literal_column("'[]'::json")), JSON)
 
 
 VIEW = pages.View(Task, leave_out=frozenset({"tenant_id"}), more={"depends_on": _depends_on()})

@@ -14,7 +14,8 @@ from fastapi import FastAPI
 from backend.adapters.db.engine import Sessions
 from backend.adapters.db.tables import ProjectTemplate
 from backend.api.app import create_app
-from backend.api.installation import Installation, Part
+from backend.api.installation import Installation
+from backend.engine.health import Check
 from backend.settings import Settings
 
 
@@ -62,8 +63,8 @@ async def template(sessions: Sessions) -> None:
         )
 
 
-async def _well() -> Sequence[Part]:
-    return [Part("database", "ok", "It answers.")]
+async def _well() -> Sequence[Check]:
+    return [Check("database", "ok", "It answers.")]
 
 
 async def _workers() -> dict[str, str]:
