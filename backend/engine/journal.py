@@ -48,6 +48,9 @@ from backend.engine.leases import Lease
 from backend.errors import LimitReached, Unavailable
 from backend.operations.ledger import CANCELLED
 
+_MARKS = frozenset({"usage_estimated", "recorded_cost_usd"})
+"""What the gateway says of a reply beside it, and people want to find again."""
+
 _JOURNAL = (
     "SELECT ordinal, max(attempt) AS attempt, jsonb_agg(jsonb_build_array(request_hash, response, provider, model)"
     " ORDER BY attempt DESC) FILTER (WHERE status = 'done' AND replayable) AS done"
@@ -302,7 +305,7 @@ def _response(exchange: Exchange) -> dict[str, Any]:
         "usage": asdict(exchange.usage),
         "cost_usd": str(exchange.cost_usd),
         "model": exchange.model,
-        "marks": {key: value for key, value in exchange.raw.items() if key == "usage_estimated"},
+        "marks": {key: value for key, value in exchange.raw.items() if key in _MARKS},
     }
 
 
