@@ -152,7 +152,7 @@ def _misfit_findings(problems: Sequence[str]) -> list[Effect]:
         recorded.append(
             effects.record_finding(
                 name,
-                source=FindingSource.DEVOPS,
+                source=FindingSource.REVIEW,
                 scanner="documents",
                 rule="misfit",
                 severity=Severity.LOW,
