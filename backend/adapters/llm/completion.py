@@ -26,6 +26,7 @@ class Completion:
 
 
 _STREAM = re.compile(rb"\s*(data|event|id|retry|):")
+_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 _FINISH: dict[str, FinishReason] = {
     "stop": "stop",
     "eos": "stop",
@@ -56,7 +57,7 @@ def read(body: bytes) -> Completion:
         reason = "tool_calls"  # several servers end tool calls with "stop"
     model = parsed.get("model")
     named = model if isinstance(model, str) and model else None
-    return Completion(_content(message), calls, reason, named, _about(parsed, choices[0]))
+    return Completion(_clean(_content(message)), calls, reason, named, _about(parsed, choices[0]))
 
 
 def _about(parsed: dict[str, Any], choice: dict[str, Any]) -> dict[str, Any]:
@@ -130,8 +131,14 @@ def _tool_calls(said: Any) -> tuple[ToolCall, ...]:
         arguments = function.get("arguments")
         text = arguments if isinstance(arguments, str) else json.dumps(arguments if arguments is not None else {})
         named = call.get("id")
-        calls.append(ToolCall(named if isinstance(named, str) and named else f"call_{number}", function["name"], text))
+        known = named if isinstance(named, str) and named else f"call_{number}"
+        calls.append(ToolCall(_clean(known), _clean(function["name"]), _clean(text)))
     return tuple(calls)
+
+
+def _clean(text: str) -> str:
+    """The text as the database can keep it, so that a reply is the same now and out of the journal."""
+    return _UNSTORABLE.sub("\ufffd", text)
 
 
 def _content(message: dict[str, Any]) -> str:

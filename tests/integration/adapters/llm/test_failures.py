@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from backend.adapters.llm.gateway import Gateway
-from backend.domain.model import FailureKind, Usage
+from backend.domain.model import FailureKind, ToolCall, Usage
 from tests.integration.adapters.llm.conftest import Caller
 from tests.openai_server import (
     OpenAIServer,
@@ -251,6 +251,16 @@ async def test_what_servers_send_beside_the_letter_of_the_protocol_is_understood
         exchange = await caller.send(caller.config(server))
     assert (exchange.content, exchange.finish_reason) == (content, finish)
     assert all(call.arguments == '{"a": 1}' and call.id for call in exchange.tool_calls)
+
+
+async def test_what_the_database_cannot_keep_is_replaced_before_anybody_reads_it(caller: Caller) -> None:
+    call = {"id": "c\x00", "function": {"name": "x", "arguments": '{"a": "\ud800"}'}}
+    with OpenAIServer(
+        [json_body({"choices": [{"message": {"content": "a\x00b\udfffc", "tool_calls": [call]}}]})]
+    ) as server:
+        exchange = await caller.send(caller.config(server))
+    assert exchange.content == "a\ufffdb\ufffdc"
+    assert exchange.tool_calls == (ToolCall("c\ufffd", "x", '{"a": "\ufffd"}'),)
 
 
 async def test_failures_do_not_spoil_the_calls_beside_them(caller: Caller) -> None:
