@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from backend.domain.config import OPENAI_URL
 
 _REASONING = re.compile(r"^(o\d|gpt-5(?!-chat))")
-_UNSUPPORTED = re.compile(r"support|unknown|unrecognized|extra|not permitted")
+_UNSUPPORTED = re.compile(
+    r"unsupported|n[o']t support|unknown|unrecogni[sz]ed|unexpected|extra (inputs|fields)|not permitted"
+)
 
 
 @dataclass(slots=True)

@@ -174,8 +174,16 @@ async def test_an_endpoint_that_refuses_whatever_is_sent_is_not_asked_for_ever(c
         assert len(server.requests) <= 4
 
 
-async def test_a_refusal_that_is_about_something_else_is_not_sent_twice(caller: Caller) -> None:
-    with OpenAIServer([error(400, "max_tokens is too large"), text("never")]) as server:
+@pytest.mark.parametrize(
+    "complaint",
+    [
+        "max_tokens is too large: this model supports at most 4096 completion tokens",
+        "temperature must be below 2",
+        "bad",
+    ],
+)
+async def test_a_refusal_that_is_about_something_else_is_not_sent_twice(caller: Caller, complaint: str) -> None:
+    with OpenAIServer([error(400, complaint), text("never")]) as server:
         assert (await caller.failure(caller.config(server))).kind == "refused"
     assert len(server.requests) == 1
 
