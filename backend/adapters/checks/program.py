@@ -10,17 +10,22 @@ from backend.adapters.checks import commands
 from backend.adapters.checks.pytest_gate import PytestGate, Verdict
 from backend.adapters.checks.scratch import Scratch, scratch
 from backend.adapters.sandbox import Sandbox
+from backend.adapters.scanners import report
 from backend.adapters.workspace import GitWorkspace
 from backend.domain.config import ChecksConfig, RunConfig
-from backend.domain.ports import TestReport
+from backend.domain.ports import ScanReport, TestReport
 from backend.errors import Invalid
 
 
 class ProgramChecks:
     """See `backend.domain.ports.Checks`."""
 
-    def __init__(self, workspace: GitWorkspace, sandbox: Sandbox, config: RunConfig) -> None:
-        """Check commits of `workspace` with the limits of the run's configuration."""
+    def __init__(self, workspace: GitWorkspace, sandbox: Sandbox, config: RunConfig, *, online: bool = True) -> None:
+        """Check commits of `workspace` with the limits of the run's configuration.
+
+        Without `online` the dependency audit asks nobody and judges by the shipped advisories.
+        """
+        self.online = online
         self.workspace = workspace
         self.sandbox = sandbox
         self.config = config
@@ -43,6 +48,16 @@ class ProgramChecks:
             verdict = await self._judge(command, place, only)
             _apply_floor(verdict, config.coverage_floor, only)
             return _report(verdict, tampered)
+
+    async def scan(self, commit: str, config: ChecksConfig) -> ScanReport:
+        """Run every configured scanner over `commit`."""
+        async with scratch(self.workspace, commit) as place:
+            return await report.scan(place, config, self.sandbox, self.config.sandbox, online=self.online)
+
+    async def lint_deploy(self, commit: str, config: ChecksConfig) -> ScanReport:
+        """Validate Dockerfile, workflow and compose files."""
+        async with scratch(self.workspace, commit) as place:
+            return await report.lint(place, config, self.sandbox, self.config.sandbox)
 
     async def _judge(self, command: commands.Command | None, place: Scratch, only: Sequence[str]) -> Verdict:
         if command is None:

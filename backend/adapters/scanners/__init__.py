@@ -1,0 +1,1 @@
+"""Scanners and linters, each a program or rule set run over a copy of a commit, each failing closed."""

@@ -1,0 +1,157 @@
+"""The dependency audit: pip-audit where its data can be reached, else the shipped advisories, else a failure.
+
+It says which data it used. A package that the data say nothing about is never called safe.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+from packaging.version import InvalidVersion, Version
+
+from backend.adapters.checks.scratch import Scratch
+from backend.adapters.scanners.declared import Declared, Dependency, declared
+from backend.adapters.scanners.found import Outcome, Raw
+from backend.domain.finding import Severity
+from backend.domain.ports import ScannerRun
+
+NAME = "dependencies"
+_ADVISORIES = Path(__file__).with_name("advisories.yaml")
+_SECONDS = 60.0
+
+
+async def scan(place: Scratch, texts: Sequence[str], *, online: bool) -> Outcome:
+    """Audit what the project declares; with nothing declared there is nothing to fail."""
+    started = time.monotonic()
+    wanted = declared(place.tree, texts)
+    pinned = [dependency for dependency in wanted.python if dependency.version is not None]
+    found = [_unpinned(dependency) for dependency in wanted.python if dependency.version is None]
+    source, why, judged = "nothing declared", None, 0
+    if pinned:
+        source, audited, why = await _audit(pinned, online=online)
+        found += audited
+        judged = len(pinned) if why is None else 0
+    why = _complaint(wanted, why)
+    files = len({dependency.path for dependency in wanted.python}) + len(wanted.unreadable)
+    run = ScannerRun(
+        NAME,
+        source,
+        files,
+        files - len(wanted.unreadable) if judged == len(pinned) else 0,
+        time.monotonic() - started,
+        why,
+    )
+    return Outcome(run, tuple(found))
+
+
+def _complaint(wanted: Declared, why: str | None) -> str | None:
+    reasons = [f"cannot read {item}" for item in wanted.unreadable[:3]]
+    if wanted.foreign:
+        reasons.append(f"npm packages cannot be audited here ({', '.join(wanted.foreign[:3])})")
+    if why:
+        reasons.append(why)
+    return "; ".join(reasons) or None
+
+
+def _unpinned(dependency: Dependency) -> Raw:
+    message = f"{dependency.name} is not pinned to one version, so what will be installed cannot be audited."
+    return Raw("unpinned", Severity.LOW, dependency.path, dependency.line, message)
+
+
+async def _audit(pinned: Sequence[Dependency], *, online: bool) -> tuple[str, list[Raw], str | None]:
+    """Return which data judged, what it found, and why it cannot be trusted."""
+    if online:
+        answer = await _pip_audit(pinned)
+        if answer is not None:
+            return f"pip-audit {version('pip-audit')}", answer, None
+    data = await asyncio.to_thread(_shipped)
+    source = f"shipped advisories as of {data['as_of']}"
+    unknown = sorted({dependency.name for dependency in pinned} - set(data["packages"]))
+    found = [raw for dependency in pinned for raw in _known(dependency, data["packages"].get(dependency.name, []))]
+    if unknown:
+        return (
+            source,
+            found,
+            f"the {source} say nothing about {', '.join(unknown[:5])}, and the network is not reachable",
+        )
+    return source, found, None
+
+
+def _shipped() -> dict[str, Any]:
+    loaded: dict[str, Any] = yaml.safe_load(_ADVISORIES.read_text("utf-8"))
+    return loaded
+
+
+def _known(dependency: Dependency, advisories: Sequence[dict[str, Any]]) -> list[Raw]:
+    try:
+        installed = Version(str(dependency.version))
+    except InvalidVersion:
+        message = f"The version {dependency.version} of {dependency.name} is not a version."
+        return [Raw("version", Severity.HIGH, dependency.path, dependency.line, message)]
+    found = []
+    for advisory in advisories:
+        if installed < Version(str(advisory["below"])):
+            message = f"{dependency.name} {installed} has {advisory['id']}; it is mended in {advisory['below']}."
+            severity = Severity(advisory["severity"])
+            found.append(Raw(str(advisory["id"]), severity, dependency.path, dependency.line, message))
+    return found
+
+
+async def _pip_audit(pinned: Sequence[Dependency]) -> list[Raw] | None:
+    """Ask pip-audit about exact versions, which installs and runs nothing; None when it got no answer."""
+    with tempfile.TemporaryDirectory(prefix="company-audit-") as name:
+        listing = Path(name) / "requirements.txt"
+        rows = sorted({f"{dependency.name}=={dependency.version}" for dependency in pinned})
+        await asyncio.to_thread(listing.write_text, "\n".join(rows) + "\n")
+        options = ["--no-deps", "--disable-pip", "--progress-spinner", "off", "--timeout", "10", "-f", "json"]
+        told = await _output(
+            [sys.executable, "-I", "-m", "pip_audit", *options, "--cache-dir", name, "-r", str(listing)], name
+        )
+    try:
+        answer = json.loads(told)["dependencies"]
+        if any("skip_reason" in item for item in answer):
+            return None
+        weak = {item["name"]: item["vulns"] for item in answer}
+        return [_vulnerable(dependency, weakness) for dependency in pinned for weakness in weak[dependency.name]]
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _vulnerable(dependency: Dependency, weakness: dict[str, Any]) -> Raw:
+    mended = ", ".join(weakness.get("fix_versions", [])) or "no version yet"
+    message = f"{dependency.name} {dependency.version} has {weakness['id']}; it is mended in {mended}."
+    return Raw(str(weakness["id"]), Severity.HIGH, dependency.path, dependency.line, message)
+
+
+async def _output(argv: Sequence[str], home: str) -> bytes:
+    process = await asyncio.create_subprocess_exec(
+        *argv,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+        env={"HOME": home, "PATH": os.defpath},
+        cwd=home,
+        start_new_session=True,
+    )
+    try:
+        async with asyncio.timeout(_SECONDS):
+            return (await process.communicate())[0]
+    except TimeoutError:
+        return b""
+    finally:
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            await process.wait()

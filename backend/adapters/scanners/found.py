@@ -1,0 +1,66 @@
+"""What one scanner found, before and after it gets fingerprints that survive line moves."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from backend.domain.finding import Severity, fingerprint
+from backend.domain.ports import ScanFinding, ScannerRun
+
+_LONGEST_MESSAGE = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Raw:
+    """One thing found at a place; `path` is relative to the tree."""
+
+    rule: str
+    severity: Severity
+    path: str | None
+    line: int | None
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One scanner's run and what it found."""
+
+    run: ScannerRun
+    found: tuple[Raw, ...] = ()
+
+
+def failed(
+    scanner: str, version: str, why: str, *, expected: int = 0, scanned: int = 0, seconds: float = 0.0
+) -> Outcome:
+    """Return the outcome of a scanner whose word cannot be trusted."""
+    return Outcome(ScannerRun(scanner, version, expected, scanned, seconds, why))
+
+
+def fingerprinted(scanner: str, found: Sequence[Raw], root: Path) -> list[ScanFinding]:
+    """Give each finding its fingerprint, equal lines counted in order; exact repeats are dropped."""
+    lines: dict[str, list[str]] = {}
+    seen: Counter[tuple[str, str, str]] = Counter()
+    done: list[ScanFinding] = []
+    unique = dict.fromkeys(found)
+    for raw in sorted(unique, key=lambda raw: (raw.path or "", raw.line or 0, raw.rule, raw.message)):
+        snippet = _line(root, raw, lines)
+        key = (raw.rule, raw.path or "", snippet)
+        mark = fingerprint(scanner, raw.rule, raw.path or "", snippet, seen[key])
+        seen[key] += 1
+        message = raw.message.replace("\0", "")[:_LONGEST_MESSAGE]
+        done.append(ScanFinding(mark, scanner, raw.rule, raw.severity, raw.path, raw.line, message))
+    return done
+
+
+def _line(root: Path, raw: Raw, lines: dict[str, list[str]]) -> str:
+    if raw.path is None or raw.line is None:
+        return raw.message
+    if raw.path not in lines:
+        place = root / raw.path
+        inside = place.resolve().is_relative_to(root.resolve()) and place.is_file()
+        lines[raw.path] = place.read_text("utf-8", "replace").splitlines() if inside else []
+    known = lines[raw.path]
+    return known[raw.line - 1] if 0 < raw.line <= len(known) else raw.message
