@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from backend.adapters.checks.program import ProgramChecks
 from backend.adapters.sandbox import Sandbox
 from backend.adapters.toolbox.worktree import WorktreeToolbox
 from backend.adapters.workspace import GitWorkspace
@@ -23,8 +23,7 @@ class RealWorkbench:
     def __init__(self, home: Path, facts: RunFacts, sandbox: Sandbox) -> None:
         self._config, self._sandbox = facts.config, sandbox
         self.workspace = GitWorkspace(home, facts.project_id, facts.run_id)
-        programs = import_module("backend.adapters.checks")
-        self.checks: Checks = programs.ProgramChecks(self.workspace, sandbox, facts.config)
+        self.checks: Checks = ProgramChecks(self.workspace, sandbox, facts.config)
 
     def toolbox(self, role: Role, tree: Worktree, note: Note) -> Toolbox:
         """The tools of a role in a worktree; each command is an event."""
