@@ -19,7 +19,14 @@ from backend.domain.config import SandboxConfig
 UID = 65533
 """The user that commands of a company run by root become; no account has it."""
 _ETC = Path(__file__).with_name("etc")
-_FROM_HOST = ("/etc/ld.so.cache", "/etc/ld.so.conf", "/etc/ld.so.conf.d", "/etc/alternatives", "/etc/localtime")
+_FROM_HOST = (
+    "/etc/ld.so.cache",
+    "/etc/ld.so.conf",
+    "/etc/ld.so.conf.d",
+    "/etc/alternatives",
+    "/etc/localtime",
+    "/etc/ssl/openssl.cnf",
+)
 _WITH_NETWORK = ("/etc/resolv.conf", "/etc/ssl/certs", "/etc/pki", "/etc/ca-certificates")
 _SYSTEM = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
 

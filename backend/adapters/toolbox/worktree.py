@@ -26,8 +26,9 @@ _LOOP = frozenset({"submit", "ask_human"})
 _READ_LINES = 400
 _SHORT_FILE_LINES = 120
 _SEARCH_SECONDS = 20.0
-_SEARCH = """
+_SEARCH = f"""
 import json, pathlib, re, sys
+sys.path.insert(0, {str(Path(__file__).resolve().parents[3])!r})
 from backend.adapters.toolbox.files import search
 root, regex, glob = json.load(sys.stdin)
 print(json.dumps(search(pathlib.Path(root), re.compile(regex), glob)))
@@ -128,7 +129,10 @@ class WorktreeToolbox:
             if process.returncode is None:
                 process.kill()
                 await process.wait()
-        hits, more = json.loads(told)
+        try:
+            hits, more = json.loads(told)
+        except ValueError:
+            raise Invalid("The search broke off. Use a simpler expression.") from None
         return hits, more
 
     async def _read_file(self, path: str, start: int = 1, end: int | None = None) -> Observation:
