@@ -1,7 +1,7 @@
 """A small company behind a real model endpoint: what each role answers for the brief `BRIEF`, by its place in the run.
 
-`SmallCompany()` is a script for `tests.openai_server.OpenAIServer`. It plans two tasks that can be done at the same time
-and a third that needs both; `leaks=True` makes a developer leave a credential in the code, again and again.
+`SmallCompany()` is a script for `tests.openai_server.OpenAIServer`. It plans two tasks that can be done at the same
+time and a third that needs both; `leaks=True` makes a developer leave a credential in the code, again and again.
 """
 
 from __future__ import annotations
@@ -81,10 +81,17 @@ AWS_ACCESS_KEY_ID = "AKIAQ7RZ2MPLX4VNT6WD"
 PASSWORD = "kJ8#vQ2!mZ5x"
 """
 
+_TEST = """from textstat.{key} import {function}
+
+
+def test_{key}() -> None:
+    assert {function}({argument}) == {result}
+"""
+
 _TESTS = {
-    "words": "from textstat.words import count_words\n\n\ndef test_words() -> None:\n    assert count_words('a b') == 2\n",
-    "lines": "from textstat.lines import count_lines\n\n\ndef test_lines() -> None:\n    assert count_lines('a\\nb') == 2\n",
-    "cli": "from textstat.cli import main\n\n\ndef test_main() -> None:\n    assert main(['a b']) == 0\n",
+    "words": _TEST.format(key="words", function="count_words", argument="'a b'", result=2),
+    "lines": _TEST.format(key="lines", function="count_lines", argument="'a\\nb'", result=2),
+    "cli": _TEST.format(key="cli", function="main", argument="['a b']", result=0),
 }
 
 _ACCEPTANCE = '''"""Acceptance tests. criteria: words#1, lines#1, cli#1."""

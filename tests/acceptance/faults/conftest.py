@@ -29,11 +29,19 @@ INVARIANTS = (Path(__file__).parent / "invariants.sql").read_text()
 class Crew:
     """Worker processes over one database, and the runs they work on."""
 
-    def __init__(self, tmp_path: Path, database_url: str, redis_url: str, sessions: Sessions, make_run: Any) -> None:
+    def __init__(
+        self,
+        tmp_path: Path,
+        database_url: str,
+        redis_url: str,
+        sessions: Sessions,
+        make_run: Any,
+        server: OpenAIServer | None = None,
+    ) -> None:
         self.sessions, self.make_run, self.database_url = sessions, make_run, database_url
         self.asked: Counter[str] = Counter()
         self._counting = threading.Lock()
-        self.server = OpenAIServer(self._answer)
+        self.server = server or OpenAIServer(self._answer)
         self.workers: list[subprocess.Popen[bytes]] = []
         self._logs = tmp_path / "logs"
         self._logs.mkdir()
