@@ -80,7 +80,7 @@ def setup(level: str = "INFO", *, stream: TextIO | None = None) -> None:
         root.removeHandler(old)
     root.addHandler(handler)
     root.setLevel(level)
-    for chatty in ("httpx", "httpcore", "openai", "kombu", "amqp", "asyncio"):
+    for chatty in ("httpx", "httpx2", "httpcore", "httpcore2", "openai", "kombu", "amqp", "asyncio"):
         logging.getLogger(chatty).setLevel(max(logging.WARNING, logging.getLevelName(level)))
     for own in ("uvicorn", "uvicorn.error", "celery", "celery.worker"):
         logger = logging.getLogger(own)

@@ -189,7 +189,8 @@ class SmallCompany:
     def _develop(self, key: str) -> tuple[Turn, ...]:
         source = {"words": _WORDS, "lines": _LINES, "cli": _CLI}.get(key, "")
         if key not in _TESTS:  # a task that a gate made
-            return ((("read_file", {"path": "textstat/words.py"}),), *_submit("There was nothing to mend."))
+            still = _WORDS + _LEAK + f"# {key} changed nothing that matters\n"
+            return ((_write("textstat/words.py", still),), *_submit("It looks better now."))
         leak = _LEAK if self.leaks and key == "words" else ""
         writes = (
             _write("textstat/__init__.py", '"""Counts words and lines."""\n'),

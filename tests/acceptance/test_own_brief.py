@@ -136,7 +136,7 @@ async def test_a_token_limit_stops_the_run_short_of_it_and_a_higher_one_lets_it_
     hire: Callable[..., Firm], sessions: Sessions
 ) -> None:
     firm = hire()
-    limit = 40_000
+    limit = 13_000
     run_id = await firm.begin(budget={"tokens": limit})
     firm.start()
     await firm.ended(run_id, seconds=150)
