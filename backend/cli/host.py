@@ -1,0 +1,147 @@
+"""Commands that hold the company up: `up`, `demo`, and a company of its own for `run --wait`."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+from backend.adapters.llm.replay import Recordings
+from backend.cli import follow, start
+from backend.cli.place import Company, do, prepare, reached, with_addresses
+from backend.engine.embedded import Children, Stack, wait_for_signal
+from backend.errors import Unavailable
+from backend.settings import Settings
+
+SHOWCASE = "showcase"
+API_SECONDS = 60.0
+"""How long the api may take to answer for the first time."""
+
+
+def up(port: int | None, workers: int) -> int:
+    """Run everything until a signal comes."""
+    settings = Settings()
+    if port is not None:
+        settings = settings.model_copy(update={"port": port})
+    console = Console(highlight=False, soft_wrap=True)
+    with running(settings, workers=workers) as started:
+        console.print(Text(f"The company works at http://{started.host}:{started.port}", style="bold"))
+        console.print(Text(f"  API         http://{started.host}:{started.port}/docs"))
+        console.print(Text(f"  Database    {_shown(started)}"))
+        console.print(Text(f"  Logs        {started.home / 'logs'}"))
+        console.print(Text("  Start       company run BRIEF.md --wait"))
+        console.print(Text("Ctrl-C ends it; runs go on from where they are when it starts again."))
+        wait_for_signal()
+        console.print(Text("Handing the runs back …"))
+    return 0
+
+
+def demo() -> int:
+    """Run the showcase and say where everything is."""
+    settings = Settings()
+    brief = Recordings(settings.home).load(SHOWCASE).brief
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(Text("The showcase: the replies of the models are recorded, everything else is real.", style="bold"))
+    with running(settings.model_copy(update={"port": 0})) as started:
+
+        async def work(company: Company) -> int:
+            run = await start.begin(company, brief, SHOWCASE, start.title_of(brief), {})
+            code = await follow.to_the_end(company, run.id)
+            facts = await start.summary(company, run.id)
+            start.tell(console, facts)
+            _tell_more(console, started, facts["run_id"])
+            return code
+
+        return do(work, started)
+
+
+def _tell_more(console: Console, settings: Settings, run_id: str) -> None:
+    home = "" if settings.home == Path(".company") else f"COMPANY_HOME={settings.home} "
+    for what, how in (
+        ("Everything", f"{home}company show {run_id}"),
+        ("Why a line", f"{home}company why README.md:1"),
+        ("API", f"{home}company up    then http://{settings.host}:{Settings().port}/docs"),
+        ("Tasks", f"curl http://{settings.host}:{Settings().port}/api/tasks/tree?run_id={run_id}"),
+        ("Comments", f"curl http://{settings.host}:{Settings().port}/api/comments?run_id={run_id}"),
+        ("SQL", "SELECT * FROM v_run_timeline; at the database that `company up` names"),
+        ("Your own", f"{home}OPENAI_API_KEY=… company run BRIEF.md --budget-usd 2 --wait"),
+    ):
+        console.print(Text(f"  {what:<11} {how}"))
+
+
+def migrate() -> int:
+    """Bring the database to the newest revision; a state directory is started for it."""
+    settings = Settings()
+    with reached(settings) as found:
+        asyncio.run(prepare(found))
+    Console(highlight=False, soft_wrap=True).print(
+        Text("The database is at the newest revision, and the templates are loaded.")
+    )
+    return 0
+
+
+@contextmanager
+def running(settings: Settings, *, workers: int = 1, with_api: bool = True, quiet: bool = False) -> Iterator[Settings]:
+    """Servers, api and workers of this state directory; all of them end with the block."""
+    console = Console(highlight=False, quiet=quiet, stderr=True, soft_wrap=True)
+    settings = settings.model_copy(update={"home": settings.home.absolute()})
+    if with_api:
+        settings = settings.model_copy(update={"port": _port(settings)})
+    with console.status("Starting the database and the broker …"), Stack.start(settings) as stack:
+        started = with_addresses(settings, stack.addresses)
+        asyncio.run(prepare(started))
+        environment = started.for_child(database_url=stack.database_url, redis_url=stack.redis_url)
+        environment |= {"COMPANY_HOST": settings.host, "COMPANY_PORT": str(settings.port), "PYTHONUNBUFFERED": "1"}
+        commands = {
+            f"worker-{number}": [sys.executable, "-m", "backend.worker.app"] for number in range(1, workers + 1)
+        }
+        if with_api:
+            commands["api"] = [sys.executable, "-m", "backend.cli.server"]
+        with Children(commands, environment, settings.home / "logs"):
+            if with_api:
+                _wait_for_api(started)
+            yield started
+
+
+def _port(settings: Settings) -> int:
+    """The port of the api: the one that is set, or any that is free for 0; raises `Unavailable` when it is taken."""
+    with socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((settings.host, settings.port))
+        except OSError as error:
+            raise Unavailable(
+                f"Port {settings.port} of {settings.host} cannot be used ({error.strerror}): stop what listens there, "
+                "or take another with `company up --port 0` or COMPANY_PORT."
+            ) from error
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _wait_for_api(settings: Settings) -> None:
+    host = "127.0.0.1" if settings.host in {"0.0.0.0", "::"} else settings.host  # noqa: S104 - a comparison
+    url = f"http://{host}:{settings.port}/readyz"
+    until = time.monotonic() + API_SECONDS
+    while time.monotonic() < until:
+        try:
+            with urllib.request.urlopen(url, timeout=2):  # noqa: S310 - our own address
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.2)
+    raise Unavailable(
+        f"The api did not come up in {API_SECONDS:.0f} s; {settings.home / 'logs' / 'api.log'} tells why."
+    )
+
+
+def _shown(settings: Settings) -> str:
+    assert settings.database_url is not None
+    return settings.database_url.get_secret_value()

@@ -1,0 +1,201 @@
+"""Commands that look: runs, a run, a line of code, the health of the installation; and those that write files."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any, Literal
+from uuid import UUID
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from backend.adapters.db.tables import ProjectRun
+from backend.cli.place import Company, do
+from backend.domain.question import QuestionStatus
+from backend.domain.run import RunStatus
+from backend.engine import doctor as examination
+from backend.errors import Invalid
+from backend.operations import lookups, pages, projects, questions, recordings, reports, repositories, tasks
+from backend.operations import runs as run_operations
+from backend.settings import Settings
+
+_MARKS = {"ok": ("ok  ", "green"), "warn": ("warn", "yellow"), "fail": ("FAIL", "bold red")}
+
+
+def _console() -> Console:
+    return Console(highlight=False)
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, ensure_ascii=False, indent=2))  # noqa: T201 - the output that was asked for
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def runs(status: str | None, limit: int, *, as_json: bool) -> int:
+    """List runs, newest first."""
+    if status is not None and status.upper() not in set(RunStatus):
+        raise Invalid(f"There is no status {status}; there are {', '.join(RunStatus)}.")
+
+    async def work(company: Company) -> list[dict[str, Any]]:
+        async with company.sessions() as session:
+            wanted = RunStatus(status.upper()) if status else None
+            page = await run_operations.page(session, pages.PageRequest(limit=limit), status=wanted)
+            rows: list[dict[str, Any]] = [json.loads(item) for item in page.items]
+            for row in rows:
+                row["project"] = (await projects.get(session, UUID(row["project_id"]))).name
+            return rows
+
+    rows = do(work)
+    if as_json:
+        _print_json(rows)
+        return 0
+    table = _table("run", "project", "#", "status", "node", "%", "tokens", "USD", "begun")
+    for row in rows:
+        tokens = row["spent_tokens_input"] + row["spent_tokens_output"]
+        table.add_row(
+            row["id"], Text(row["project"]), str(row["number"]), row["status"], row["current_node"] or "",
+            str(row["progress"]), f"{tokens:,}", f"{float(row['spent_usd']):.4f}", row["created_at"][:19],
+        )  # fmt: skip
+    _console().print(table if rows else "There are no runs yet; `company run BRIEF` starts one.")
+    return 0
+
+
+def show(name: str, *, as_json: bool) -> int:
+    """Show a run."""
+
+    async def work(company: Company) -> dict[str, Any]:
+        async with company.sessions() as session:
+            run = await run_operations.get(session, await lookups.run_named(session, name))
+            project = await projects.get(session, run.project_id)
+            wanted = pages.PageRequest(limit=200)
+            listed = await tasks.page(session, wanted, run_id=run.id)
+            asked = await questions.page(session, wanted, run_id=run.id, status=QuestionStatus.OPEN)
+            return {
+                "project": project.name,
+                "repository": str(repositories.workspace_of(company.settings.home, run).git_dir),
+                **await reports.of_run(session, run),
+                "current_node": run.current_node,
+                "progress": run.progress,
+                "task_list": [json.loads(item) for item in reversed(listed.items)],
+                "question_list": [json.loads(item) for item in asked.items],
+            }
+
+    facts = do(work)
+    if as_json:
+        _print_json(facts)
+    else:
+        _show(_console(), facts)
+    return 0
+
+
+def _show(console: Console, facts: dict[str, Any]) -> None:
+    spent = facts["spent"]
+    console.print(Text(f"{facts['project']} · run {facts['number']} · {facts['status']}", style="bold"))
+    console.print(Text(f"  {facts['run_id']}"))
+    console.print(Text(f"  at {facts['current_node'] or 'the queue'}, {facts['progress']} %"))
+    console.print(Text(f"  {spent['model_calls']} model calls, {spent['tokens']:,} tokens, ${spent['usd']}"))
+    console.print(Text(f"  {facts['repository']}"))
+    if facts["error"]:
+        console.print(Text(f"  {facts['error']}", style="yellow"))
+    table = _table("task", "title", "role", "status", "rounds", "commit")
+    for task in facts["task_list"]:
+        table.add_row(
+            task["key"], Text(task["title"]), task["assigned_role"], task["status"], str(task["iteration"]),
+            (task["commit"] or "")[:10],
+        )  # fmt: skip
+    if facts["task_list"]:
+        console.print(table)
+    for severity, count in facts["open_findings"].items():
+        console.print(Text(f"  {count} open findings: {severity}", style="yellow"))
+    for question in facts["question_list"]:
+        console.print(Text(f"\n{question['text']}", style="bold yellow"))
+        console.print(Text(f"  company answer {question['id']} '…'"))
+
+
+def record(name: str, to: Path | None) -> int:
+    """Write a run's recording."""
+
+    async def work(company: Company) -> str:
+        async with company.sessions() as session:
+            return await recordings.record(session, await lookups.run_named(session, name))
+
+    text = do(work)
+    if to is None:
+        print(text, end="")  # noqa: T201 - the output that was asked for
+    else:
+        to.write_text(text, encoding="utf-8")
+        _console().print(Text(f"Wrote {to}."))
+    return 0
+
+
+def archive(name: str, to: Path | None, form: Literal["zip", "tar.gz"]) -> int:
+    """Write a run's repository as an archive."""
+
+    async def work(company: Company) -> tuple[ProjectRun, str, bytes]:
+        async with company.sessions() as session:
+            run = await run_operations.get(session, await lookups.run_named(session, name))
+            commit = await repositories.commit_of(session, run)
+        return run, commit, await repositories.archive(company.settings.home, run, commit, form)
+
+    run, commit, body = do(work)
+    target = to or Path(f"run-{run.number}-{commit[:12]}.{form}")
+    target.write_bytes(body)
+    _console().print(Text(f"Wrote {target} ({len(body):,} bytes, commit {commit[:12]})."))
+    return 0
+
+
+def why(path: str, line: int, name: str, *, as_json: bool) -> int:
+    """Tell why a line is there."""
+
+    async def work(company: Company) -> dict[str, Any]:
+        async with company.sessions() as session:
+            run = await run_operations.get(session, await lookups.run_named(session, name))
+            commit = await repositories.commit_of(session, run)
+            blame = await repositories.blame(company.settings.home, run, commit, path, line)
+            told = await lookups.behind(session, run, blame.trailers, path)
+        said = {"commit": blame.commit, "author": blame.author, "summary": blame.summary, "text": blame.text}
+        return {"path": path, "line": line, **said, "trailers": dict(blame.trailers), **told}
+
+    facts = do(work)
+    if as_json:
+        _print_json(facts)
+        return 0
+    console = _console()
+    console.print(Text(f"{path}:{line}  {facts['text'].strip()}", style="bold"))
+    console.print(Text(f"  commit   {facts['commit'][:12]} by {facts['author']}: {facts['summary']}"))
+    task = facts["task"]
+    if task is not None:
+        console.print(Text(f"  task     {task['key']} {task['title']} ({task['kind']}, {task['status']})"))
+        for criterion in task["acceptance_criteria"]:
+            console.print(Text(f"           - {criterion}"))
+    for trailer, value in facts["trailers"].items():
+        console.print(Text(f"  {trailer.lower():<8} {value}"))
+    console.print(Text(f"  cost     ${facts['cost_usd']} in {facts['model_calls']} model calls"))
+    for finding in facts["findings"]:
+        console.print(Text(f"  finding  {finding['severity']} {finding['rule']} ({finding['status']})"))
+    return 0
+
+
+def doctor(*, as_json: bool) -> int:
+    """Tell how every part is; the exit code is 1 when one fails."""
+    checks = asyncio.run(examination.examine(Settings()))
+    if as_json:
+        _print_json([{"name": c.name, "status": c.status, "sentence": c.sentence, "advice": c.advice} for c in checks])
+    else:
+        console = _console()
+        for check in checks:
+            mark, style = _MARKS[check.status]
+            console.print(Text.assemble((mark, style), f"  {check.name:<12} {check.sentence}"))
+            if check.advice:
+                console.print(Text(f"{'':<20}{check.advice}", style="dim"))
+    return 1 if any(check.status == "fail" for check in checks) else 0

@@ -1,0 +1,105 @@
+"""Starting a run of a brief, in a company that runs already or in one that is started for it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+from uuid import UUID
+
+from rich.console import Console
+from rich.text import Text
+
+from backend.adapters.db.engine import transaction
+from backend.adapters.db.tables import ProjectRun
+from backend.cli import follow, host
+from backend.cli.place import Company, do
+from backend.domain.config import Patch
+from backend.engine.embedded import attach
+from backend.errors import Unavailable
+from backend.operations import projects, reports, repositories, runs
+from backend.settings import Settings
+
+BY = "cli"
+
+
+def run_brief(brief: str, template: str, name: str | None, patch: Patch, *, wait: bool, as_json: bool) -> int:
+    """Start a run; with `wait`, follow it to its end and return the exit code that tells how it ended."""
+    settings = Settings()
+    projects.check_brief(brief)
+
+    async def work(company: Company) -> int:
+        return await _run(company, brief, template, name or title_of(brief), patch, wait=wait, as_json=as_json)
+
+    if attach(settings) is not None:
+        return do(work, settings)
+    if not wait:
+        raise Unavailable("No company runs here: start one with `company up`, or add --wait to run this brief alone.")
+    with host.running(settings, quiet=as_json, with_api=False) as started:
+        return do(work, started)
+
+
+def title_of(brief: str) -> str:
+    """A name for a project: the first words of its brief."""
+    line = next((line.strip("# \t") for line in brief.splitlines() if line.strip("# \t")), "Project")
+    return line if len(line) <= 80 else line[:79].rsplit(" ", 1)[0] + "…"
+
+
+async def begin(company: Company, brief: str, template: str, name: str, patch: Patch) -> ProjectRun:
+    """Make the project and its first run in one transaction."""
+    async with transaction(company.sessions, company.bell) as session:
+        project = await projects.create(session, name=name, brief=brief, template_slug=template, by=BY)
+        return await runs.start(
+            session,
+            project.id,
+            patch=patch,
+            graph_version=company.graphs.newest,
+            faults=company.faults,
+            by=BY,
+        )
+
+
+async def _run(
+    company: Company, brief: str, template: str, name: str, patch: Patch, *, wait: bool, as_json: bool
+) -> int:
+    run = await begin(company, brief, template, name, patch)
+    console = Console(highlight=False, soft_wrap=True)
+    if not wait:
+        if as_json:
+            print(json.dumps({"run_id": str(run.id), "project_id": str(run.project_id), "status": run.status}))  # noqa: T201 - the output that was asked for
+        else:
+            console.print(Text(f"Run {run.number} of {name} is queued: {run.id}\n  company watch {run.id}"))
+        return 0
+    code = await follow.to_the_end(company, run.id, as_json=as_json)
+    facts = await summary(company, run.id)
+    if as_json:
+        print(json.dumps(facts))  # noqa: T201 - the output that was asked for
+    else:
+        tell(console, facts)
+    return code
+
+
+async def summary(company: Company, run_id: UUID) -> dict[str, Any]:
+    """What a run has come to, and where its repository is."""
+    async with company.sessions() as session:
+        run = await runs.get(session, run_id)
+        repository = str(repositories.workspace_of(company.settings.home, run).git_dir)
+        return {**await reports.of_run(session, run), "repository": repository, "project_id": str(run.project_id)}
+
+
+def tell(console: Console, facts: dict[str, Any]) -> None:
+    """Print the summary of a run for people."""
+    spent, report = facts["spent"], facts["report"] or {}
+    console.print()
+    console.print(Text(f"Run {facts['number']} is {facts['status']}.", style="bold"))
+    headline = report.get("headline") or facts["error"]
+    if headline:
+        console.print(Text(f"  {headline}"))
+    done = ", ".join(f"{count} {status.lower()}" for status, count in facts["tasks"].items())
+    findings = ", ".join(f"{count} {status}" for status, count in facts["findings"].items())
+    console.print(Text(f"  Tasks       {done or 'none'}"))
+    console.print(Text(f"  Findings    {findings or 'none'}"))
+    console.print(
+        Text(f"  Cost        ${spent['usd']} for {spent['tokens']:,} tokens in {spent['model_calls']} model calls")
+    )
+    console.print(Text(f"  Repository  {facts['repository']}"))
+    console.print(Text(f"  Look        git clone {facts['repository']} result"))
