@@ -25,7 +25,8 @@ _BOOT = f"import sys; sys.path.insert(0, {_LIBRARY!r}); from backend.adapters.sa
 _FLOOD_BYTES = 64_000_000
 _GRACE_SECONDS = 20.0
 
-_proved: dict[str, Sandbox | Unavailable] = {}
+_proved: dict[str, Sandbox] = {}
+"""Levels that held in this process; a failure is not kept, since the machine may only have been busy."""
 
 
 class Sandbox:
@@ -46,14 +47,11 @@ class Sandbox:
         """
         known = _proved.get(config.level)
         if known is None:
-            known = await cls._search(config.level, commands)
-            _proved[config.level] = known
-        if isinstance(known, Unavailable):
-            raise Unavailable(known.message, code=known.code)
+            known = _proved[config.level] = await cls._search(config.level, commands)
         return known if known.commands == commands else cls(known.level, known.evidence, commands=commands)
 
     @classmethod
-    async def _search(cls, wanted: str, commands: int) -> Sandbox | Unavailable:
+    async def _search(cls, wanted: str, commands: int) -> Sandbox:
         if wanted == "unsafe":
             return cls("unsafe", {"self-test": "none: the configuration says `level: unsafe`"}, commands=commands)
         reasons: list[str] = []
@@ -65,7 +63,7 @@ class Sandbox:
                     return cls(level, evidence, commands=commands)
                 lacking = "; ".join(f"{what}: {seen}" for what, seen in evidence.items() if seen not in {"no", "yes"})
             reasons.append(f"{level} ({lacking})")
-        return Unavailable(
+        raise Unavailable(
             f"No sandbox passes its self-test here: {', '.join(reasons)}. Allow unprivileged user namespaces, or run "
             "on a kernel with Landlock (5.13 or newer); `company doctor` shows what is missing.",
             code="sandbox_unavailable",
