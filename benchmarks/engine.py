@@ -1,0 +1,391 @@
+"""What a durable node costs: LangGraph's own saver, ours with rows and events, and plain asyncpg as the floor.
+
+One Postgres, one process, rounds of all three in turn; medians and ratios. `--url` (or DATABASE_URL) names a server on
+which databases may be made. WAL, table bytes and statements are per run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import hashlib
+import json
+import os
+import statistics
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Annotated, Any, TypedDict
+from uuid import UUID, uuid4
+
+import asyncpg
+from langgraph.channels import EphemeralValue
+from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
+from langgraph.graph import END, START, StateGraph
+from psycopg.rows import dict_row
+from psycopg_pool import AsyncConnectionPool
+
+from backend.adapters.db import migrate
+from backend.adapters.db.checkpointer import RunSaver
+from backend.adapters.db.commit import Fence
+from backend.adapters.db.pool import open_pool, plain_url
+from backend.domain import effect
+from backend.domain.comment import CommentType
+from backend.domain.role import Role
+from backend.domain.run import RunStatus
+from backend.domain.task import TaskKind
+
+os.environ.setdefault("LANGGRAPH_STRICT_MSGPACK", "true")
+NODES = 7
+PART = 2_900
+"""Bytes of text that each node adds: about 20 kB at the end of a run."""
+WORDS = [hashlib.sha256(str(n).encode()).hexdigest()[: 3 + n % 7] for n in range(2000)]
+
+
+def text(node: int, run: int, length: int = PART) -> str:
+    """Words that compress about as well as prose and code do; made beforehand, so that the clock does not count it."""
+    return made(node, run % 64, length)
+
+
+@cache
+def made(node: int, run: int, length: int) -> str:
+    words: list[str] = []
+    place = node * 7919 + run * 104729
+    while sum(map(len, words)) + len(words) < length:
+        place = (place * 1103515245 + 12345) % 2**31
+        words.append(WORDS[(place >> 8) % (120 if place & 64 else 2000)])
+    return " ".join(words)
+
+
+class State(TypedDict, total=False):
+    run: int
+    part_1: dict[str, Any]
+    part_2: dict[str, Any]
+    part_3: dict[str, Any]
+    part_4: dict[str, Any]
+    part_5: dict[str, Any]
+    part_6: dict[str, Any]
+    part_7: dict[str, Any]
+    effects: Annotated[list[effect.Effect], EphemeralValue(list, guard=False)]
+
+
+def recorded(node: int, state: State, said: str) -> list[effect.Effect]:
+    """A task, a comment and progress; the last node also ends the run."""
+    effects = [
+        effect.create_task(f"T{node}", f"Task {node}", task_kind=TaskKind.FEATURE, role=Role.DEVELOPER),
+        effect.add_comment(Role.DEVELOPER, CommentType.PROGRESS, said[:200], task=f"T{node}"),
+        effect.report_progress(node, NODES),
+    ]
+    if node == NODES:
+        effects.append(effect.end_run(RunStatus.COMPLETED, "Done.", {"parts": NODES}))
+    return effects
+
+
+def build(*, effects: bool) -> StateGraph[Any]:
+    graph = StateGraph(State)
+    for number in range(1, NODES + 1):
+
+        async def node(state: State, number: int = number) -> Any:
+            said = text(number, state["run"])
+            update: dict[str, Any] = {f"part_{number}": {"text": said, "sha": "0" * 64, "files": ["a.py", "b.py"]}}
+            if effects:
+                update["effects"] = recorded(number, state, said)
+            return update
+
+        graph.add_node(f"node_{number}", node)
+        graph.add_edge(START if number == 1 else f"node_{number - 1}", f"node_{number}")
+    graph.add_edge(f"node_{NODES}", END)
+    return graph
+
+
+class Stock:
+    """LangGraph and its own saver, checkpoint only."""
+
+    name = "LangGraph + AsyncPostgresSaver"
+
+    async def open(self, url: str) -> None:
+        self.pool = AsyncConnectionPool(
+            plain_url(url),
+            min_size=1,
+            max_size=10,
+            open=False,
+            kwargs={"autocommit": True, "prepare_threshold": 0, "row_factory": dict_row},
+        )
+        await self.pool.open()
+        await AsyncPostgresSaver(self.pool).setup()  # type: ignore[arg-type]
+        self.graph = build(effects=False).compile()
+
+    async def prepare(self, count: int) -> list[Any]:
+        return [uuid4() for _ in range(count)]
+
+    async def run(self, identity: Any, number: int) -> None:
+        saver = AsyncPostgresSaver(self.pool)  # type: ignore[arg-type]
+        graph = self.graph.copy({"checkpointer": saver})
+        await graph.ainvoke({"run": number}, {"configurable": {"thread_id": str(identity)}}, durability="sync")
+
+    async def close(self) -> None:
+        await self.pool.close()
+
+
+class Rows:
+    """Projects and runs for those who need them; made outside the clock."""
+
+    pool: Any
+
+    async def prepare(self, count: int) -> list[Any]:
+        made = await self.pool.fetch(
+            "WITH p AS (INSERT INTO projects (name, brief, status, template_slug, template_version)"
+            " SELECT 'bench', 'brief', 'RUNNING', 'standard', 1 FROM generate_series(1, $1) RETURNING id)"
+            " INSERT INTO project_runs (project_id, number, status, lease_owner, lease_epoch, lease_expires_at, graph,"
+            " graph_version, template_slug, template_version, brief, config_snapshot, started_at)"
+            " SELECT id, 1, 'RUNNING', 'bench', 1, now() + interval '1 hour', 'bench', '1', 'standard', 1, 'brief',"
+            " $2::jsonb, now() FROM p RETURNING id, project_id",
+            count,
+            json.dumps({"padding": text(0, 0, 3000)}),
+        )
+        await self.pool.execute(
+            "UPDATE projects p SET active_run_id = r.id FROM project_runs r WHERE r.project_id = p.id"
+            " AND p.active_run_id IS NULL AND r.ended_at IS NULL"
+        )
+        return [(row["id"], row["project_id"]) for row in made]
+
+    async def close(self) -> None:
+        await self.pool.close()
+
+
+class Ours(Rows):
+    """The same graph with our saver: checkpoint, task, comment, events and totals."""
+
+    name = "the company's engine"
+
+    async def open(self, url: str) -> None:
+        self.pool = await open_pool(url, size=10)
+        self.graph = build(effects=True).compile()
+
+    async def run(self, identity: Any, number: int) -> None:
+        saver = RunSaver(self.pool, Fence(identity[0], 1), instance="bench")
+        graph = self.graph.copy({"checkpointer": saver})
+        await graph.ainvoke({"run": number}, {"configurable": {"thread_id": str(identity[0])}}, durability="sync")
+
+
+class Floor(Rows):
+    """Plain asyncpg: one transaction a node with the same rows, and the state the node added; no graph at all."""
+
+    name = "plain asyncpg (floor)"
+
+    async def open(self, url: str) -> None:
+        self.pool = await open_pool(url, size=10)
+
+    async def run(self, identity: Any, number: int) -> None:
+        for node in range(1, NODES + 1):
+            said = text(node, number)
+            async with self.pool.acquire() as connection, connection.transaction():
+                await self._node(connection, identity, node, said)
+
+    async def _node(self, connection: Any, identity: tuple[UUID, UUID], node: int, said: str) -> None:
+        run, project = identity
+        told = ["task.created", "comment.added", "node.finished", "node.started" if node < NODES else "run.completed"]
+        seq = await connection.fetchval(
+            "UPDATE project_runs SET event_seq = event_seq + $3, claims = 0, current_node = $2, progress = $4,"
+            " head_checkpoint_id = $5, updated_at = clock_timestamp() WHERE id = $1 AND lease_epoch = 1"
+            " RETURNING event_seq",
+            run,
+            f"node_{node}",
+            len(told),
+            node * 100 // NODES,
+            str(uuid4()),
+        )
+        value = json.dumps({f"part_{node}": {"text": said, "sha": "0" * 64, "files": ["a.py", "b.py"]}})
+        await connection.execute(
+            "INSERT INTO checkpoints (thread_id, namespace, number, checkpoint_id, metadata, state, channel_values)"
+            " VALUES ($1, '', $2, $3, '{}', $4, $5)",
+            run,
+            node,
+            uuid4(),
+            json.dumps({"versions": {f"part_{n}": n for n in range(1, node + 1)}}),
+            value,
+        )
+        task = uuid4()
+        await connection.execute(
+            "INSERT INTO tasks (id, run_id, key, title, kind, assigned_role) VALUES ($1, $2, $3, $4, 'feature',"
+            " 'developer')",
+            task,
+            run,
+            f"T{node}",
+            f"Task {node}",
+        )
+        await connection.execute(
+            "INSERT INTO task_comments (run_id, task_id, author_role, author_name, comment_type, body, node)"
+            " VALUES ($1, $2, 'developer', 'developer', 'progress', $3, $4)",
+            run,
+            task,
+            said[:200],
+            f"node_{node}",
+        )
+        await connection.executemany(
+            "INSERT INTO events (project_id, run_id, seq, type, source, payload) VALUES ($1, $2, $3, $4, 'engine', $5)",
+            [
+                (project, run, seq - len(told) + place, event, json.dumps({"node": f"node_{node}", "task": f"T{node}"}))
+                for place, event in enumerate(told, 1)
+            ],
+        )
+        if node == NODES:
+            await connection.execute(
+                "UPDATE project_runs SET status = 'COMPLETED', ended_at = now(), final_report = '{}', lease_owner ="
+                " NULL, lease_expires_at = NULL WHERE id = $1",
+                run,
+            )
+            await connection.execute(
+                "UPDATE projects SET status = 'COMPLETED', active_run_id = NULL WHERE id = $1", project
+            )
+
+
+@dataclass
+class Figures:
+    """What was measured of one contender."""
+
+    latency: list[float] = field(default_factory=list)
+    throughput: list[float] = field(default_factory=list)
+    wal: list[float] = field(default_factory=list)
+    table: list[float] = field(default_factory=list)
+    statements: list[float] = field(default_factory=list)
+
+
+async def counters(connection: Any) -> tuple[int, int, int]:
+    """WAL position, bytes of all tables with their indexes, and statements so far where the server counts them."""
+    wal = await connection.fetchval("SELECT pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')::bigint")
+    size = await connection.fetchval(
+        "SELECT sum(pg_total_relation_size(oid))::bigint FROM pg_class WHERE relkind = 'r'"
+        " AND relnamespace = 'public'::regnamespace"
+    )
+    return int(wal), int(size), 0
+
+
+async def in_parallel(contender: Any, identities: list[Any], at_once: int) -> None:
+    slots = asyncio.Semaphore(at_once)
+
+    async def one(number: int, identity: Any) -> None:
+        async with slots:
+            await contender.run(identity, number)
+
+    await asyncio.gather(*(one(number, identity) for number, identity in enumerate(identities)))
+
+
+async def measure(contender: Any, connection: Any, figures: Figures, *, single: int, many: int, at_once: int) -> None:
+    identities = await contender.prepare(single)
+    for number, identity in enumerate(identities):
+        began = time.perf_counter()
+        await contender.run(identity, number)
+        figures.latency.append((time.perf_counter() - began) * 1000)
+    identities = await contender.prepare(many)
+    await connection.execute("CHECKPOINT")
+    # A checkpoint makes the next write of each page log the whole page: the first runs are not counted.
+    warm, counted = identities[: many // 4], identities[many // 4 :]
+    await in_parallel(contender, warm, at_once)
+    before = await counters(connection)
+    began = time.perf_counter()
+    await in_parallel(contender, counted, at_once)
+    figures.throughput.append(len(counted) / (time.perf_counter() - began))
+    after = await counters(connection)
+    figures.wal.append((after[0] - before[0]) / len(counted))
+    figures.table.append((after[1] - before[1]) / len(counted))
+
+
+async def statements(contender: Any, url: str) -> float:
+    """Statements that one run sends, by the server's own count of what its sessions executed."""
+    connection = await asyncpg.connect(plain_url(url))
+    try:
+        await connection.execute("CREATE EXTENSION IF NOT EXISTS pg_stat_statements")
+        await connection.execute("SELECT pg_stat_statements_reset()")
+        (identity,) = await contender.prepare(1)
+        await connection.execute("SELECT pg_stat_statements_reset()")
+        await contender.run(identity, 1)
+        return float(await connection.fetchval("SELECT sum(calls) FROM pg_stat_statements WHERE toplevel") - 1)
+    except asyncpg.PostgresError:
+        return float("nan")
+    finally:
+        await connection.close()
+
+
+def warm_up() -> None:
+    """Make all texts."""
+    for run in range(64):
+        for node in range(NODES + 1):
+            text(node, run)
+
+
+async def bench(server: str, rounds: int, single: int, many: int, at_once: int) -> dict[str, Figures]:
+    warm_up()
+    contenders: list[Any] = [Stock(), Ours(), Floor()]
+    found = {contender.name: Figures() for contender in contenders}
+    admin = await asyncpg.connect(plain_url(server))
+    names = [f"company_bench_{uuid4().hex[:12]}" for _ in contenders]
+    urls = []
+    for name in names:
+        await admin.execute(f'CREATE DATABASE "{name}"')
+        urls.append(plain_url(server).rsplit("/", 1)[0] + f"/{name}")
+    try:
+        connections = []
+        for contender, url in zip(contenders, urls, strict=True):
+            if not isinstance(contender, Stock):
+                await migrate.upgrade(url)
+            await contender.open(url)
+            connections.append(await asyncpg.connect(url))
+            await in_parallel(contender, await contender.prepare(at_once), at_once)
+        for number in range(rounds):
+            order = list(zip(contenders, connections, strict=True))
+            for contender, connection in order[number % 3 :] + order[: number % 3]:
+                await measure(contender, connection, found[contender.name], single=single, many=many, at_once=at_once)
+        for contender, url in zip(contenders, urls, strict=True):
+            found[contender.name].statements.append(await statements(contender, url))
+        for contender, connection in zip(contenders, connections, strict=True):
+            await contender.close()
+            await connection.close()
+    finally:
+        for name in names:
+            await admin.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
+        await admin.close()
+    return found
+
+
+def table(found: dict[str, Figures], at_once: int) -> str:
+    stock, ours, floor = found.values()
+    lines = [
+        f"{NODES} nodes, about {NODES * PART // 1000} kB of state; medians",
+        f"{'':34}{'ms a run':>10}{f'runs/s at {at_once}':>14}{'WAL kB':>9}{'table kB':>10}{'statements':>12}",
+    ]
+    for name, one in found.items():
+        middle = statistics.median
+        lines.append(
+            f"{name:34}{middle(one.latency):10.2f}{middle(one.throughput):14.1f}{middle(one.wal) / 1000:9.1f}"
+            f"{middle(one.table) / 1000:10.1f}{middle(one.statements):12.0f}"
+        )
+    for label, wanted, get, upside in (
+        ("latency / LangGraph's saver", "<= 0.50", ours.latency, stock.latency),
+        ("throughput / LangGraph's saver", ">= 5", ours.throughput, stock.throughput),
+        ("latency / floor", "<= 1.7", ours.latency, floor.latency),
+        ("throughput / floor", ">= 0.55", ours.throughput, floor.throughput),
+        ("WAL / LangGraph's saver", "<= 0.45", ours.wal, stock.wal),
+        ("table bytes / LangGraph's saver", "<= 0.45", ours.table, stock.table),
+    ):
+        lines.append(f"{label:34}{statistics.median(get) / statistics.median(upside):10.2f}   to reach {wanted}")
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None, run: Callable[..., Awaitable[dict[str, Figures]]] = bench) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--url", default=os.environ.get("DATABASE_URL"), help="a server on which databases may be made")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--single", type=int, default=20, help="runs one at a time, each round")
+    parser.add_argument("--many", type=int, default=160, help="runs at once, each round")
+    parser.add_argument("--at-once", type=int, default=32)
+    asked = parser.parse_args(argv)
+    if not asked.url:
+        parser.error("name a Postgres server with --url or DATABASE_URL")
+    found = asyncio.run(run(asked.url, asked.rounds, asked.single, asked.many, asked.at_once))
+    print(table(found, asked.at_once))
+
+
+if __name__ == "__main__":
+    main()
