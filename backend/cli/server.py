@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Sequence
 
 import uvicorn
-from fastapi import FastAPI
 
 from backend import logs
 from backend.adapters import vitals
@@ -25,8 +24,8 @@ from backend.settings import Settings
 from backend.worker.bell import make_bell
 
 
-def compose(settings: Settings) -> FastAPI:
-    """The application over the servers that the settings name."""
+def compose(settings: Settings) -> Installation:
+    """What the application stands on, over the servers that the settings name."""
     if settings.database_url is None or settings.redis_url is None:
         raise Unavailable("The api needs DATABASE_URL and REDIS_URL; `company up` starts both and the api with them.")
     redis_url = settings.redis_url.get_secret_value()
@@ -41,20 +40,18 @@ def compose(settings: Settings) -> FastAPI:
     async def examine() -> Sequence[Check]:
         return await doctor.examine(settings)
 
-    return create_app(
-        Installation(
-            home=settings.home,
-            sessions=sessions,
-            bell=bell,
-            followers=Followers(redis_url),
-            graph_version=graphs.newest,
-            graph_shape=graphs.shape,
-            faults=lambda config, brief: readiness.faults(config, brief, recordings=recordings),
-            health=examine,
-            readiness=essentials,
-            workers=lambda: vitals.collect(redis),
-            background=(Reaper(sessions, bell, every=settings.engine.reaper_seconds).run,),
-        )
+    return Installation(
+        home=settings.home,
+        sessions=sessions,
+        bell=bell,
+        followers=Followers(redis_url),
+        graph_version=graphs.newest,
+        graph_shape=graphs.shape,
+        faults=lambda config, brief: readiness.faults(config, brief, recordings=recordings),
+        health=examine,
+        readiness=essentials,
+        workers=lambda: vitals.collect(redis),
+        background=(Reaper(sessions, bell, every=settings.engine.reaper_seconds).run,),
     )
 
 
@@ -62,7 +59,7 @@ def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT; open streams get a moment to end."""
     logs.setup(settings.log_level)
     config = uvicorn.Config(
-        compose(settings),
+        create_app(compose(settings)),
         host=settings.host,
         port=settings.port,
         log_config=None,
@@ -74,5 +71,10 @@ def serve(settings: Settings) -> None:
     asyncio.run(uvicorn.Server(config).serve())
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """The entry of `python -m backend.cli.server`."""
     serve(Settings())
+
+
+if __name__ == "__main__":
+    main()
