@@ -62,6 +62,18 @@ def test_every_variable_of_the_compose_file_is_explained_in_the_example() -> Non
     assert variables() == explained
 
 
+def test_the_programs_that_the_containers_run_are_there() -> None:
+    commands = [
+        service["command"] for service in compose()["services"].values() if service["image"] == "software-company"
+    ]
+    modules = [command[2] for command in commands if command[:2] == ["python", "-m"]]
+    assert len(commands) == 3
+    assert len(modules) == 2
+    assert all((ROOT / f"{module.replace('.', '/')}.py").exists() for module in modules)
+    assert ["company", "migrate"] in commands
+    assert judged_by(str(PROGRAMS / "company"), "migrate", "--help", PATH="/usr/bin:/bin") == ""
+
+
 def test_no_password_is_given_a_default() -> None:
     for name in ("POSTGRES_PASSWORD", "VALKEY_PASSWORD", "PGADMIN_PASSWORD"):
         assert re.search(rf"^{name}=$", (ROOT / ".env.example").read_text(), re.MULTILINE)

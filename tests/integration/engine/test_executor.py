@@ -171,7 +171,7 @@ async def test_a_retryable_failure_is_tried_again_and_every_try_is_a_row(company
             return CallFailed("rate_limited", "slow down", retry_after=0.0)
         return reply("fine")
 
-    company.transport.script = script  # type: ignore[assignment]
+    company.transport.script = script
     await company.executor.execute(run_id)
     assert (await company.row(run_id))["status"] == "COMPLETED"
     tries = await company.pool.fetch(
