@@ -76,19 +76,23 @@ async def devops_prepare(state: CompanyState, runtime: Runtime[RunContext]) -> U
     tree = await context.workspace.checkout("devops", state["head"])
     desk = trail.desk(context, Role.DEVOPS, Visit("devops_prepare", number), tree)
 
+    judged: dict[str, tuple[ScanReport, ScanReport]] = {}
+
     async def finish() -> str | None:
         commit, diff = await _commit(context, desk, tree, "Draft", state["head"])
         strays = remit.objection(Role.DEVOPS, (file.path for file in diff.files), state.get("accepted_tests", {}))
-        found = [f for f in await _faults(context, commit) if f.severity.rank >= Severity.LOW.rank]
+        judged[diff.text] = await _judge(context, commit)
+        found = [f for f in _faults(context, *judged[diff.text]) if f.severity.rank >= Severity.LOW.rank]
         return strays or (f"Linters and scanners found:\n{listed(found[:40])}" if found else None)
 
     before = (await context.checks.lint_deploy(state["head"], context.run.config.checks)).findings
     outline = await context.workspace.outline(state["head"])
     work = await devops.prepare(desk, brief=context.run.brief, outline=outline, findings=before, finish=finish)
     head, diff = await _final(context, desk, tree, work, state["head"])
-    lint = await context.checks.lint_deploy(head, context.run.config.checks)
-    verdict = gates.deploy(lint)
-    scan, safe = await _scan_again(context, head)
+    # A diff that was cut may hide a difference; what was judged whole need not be judged again.
+    known = judged.get(diff.text) if diff.files and not diff.truncated else None
+    lint, scan = known or await _judge(context, head)
+    verdict, safe = gates.deploy(lint), _safe(context, scan)
     recorded = [_made(desk, CommentType.DEVOPS, work, diff, verdict, _linters(lint))]
     recorded += [*trail.scan_findings(FindingSource.DEVOPS, lint.findings)]
     recorded.append(effects.close_findings(FindingSource.DEVOPS, (f.fingerprint for f in lint.findings)))
@@ -101,20 +105,24 @@ async def devops_prepare(state: CompanyState, runtime: Runtime[RunContext]) -> U
     return update
 
 
-async def _scan_again(context: RunContext, head: str) -> tuple[ScanReport, Verdict | None]:
-    """Scan what will be delivered; there is no fix round after this one, so what blocks ends the run."""
-    if not trail.is_on(context, Role.SECURITY):
-        return _NO_SCAN, None
-    config = context.run.config.security
-    scan = await context.checks.scan(head, context.run.config.checks)
-    return scan, gates.security(config, scan, iteration=config.max_iterations, waived=context.waived)
-
-
-async def _faults(context: RunContext, commit: str) -> list[ScanFinding]:
+async def _judge(context: RunContext, commit: str) -> tuple[ScanReport, ScanReport]:
+    """Lint the deployment files and scan everything that will be delivered."""
     lint = await context.checks.lint_deploy(commit, context.run.config.checks)
-    scan, _ = await _scan_again(context, commit)
-    blocked = gates.blocking(context.run.config.security.gate, scan.findings, context.waived)
-    return [*lint.findings, *blocked]
+    if not trail.is_on(context, Role.SECURITY):
+        return lint, _NO_SCAN
+    return lint, await context.checks.scan(commit, context.run.config.checks)
+
+
+def _safe(context: RunContext, scan: ScanReport) -> Verdict | None:
+    """The security verdict on what is delivered; no fix round follows this one, so what blocks ends the run."""
+    if not trail.is_on(context, Role.SECURITY):
+        return None
+    config = context.run.config.security
+    return gates.security(config, scan, iteration=config.max_iterations, waived=context.waived)
+
+
+def _faults(context: RunContext, lint: ScanReport, scan: ScanReport) -> list[ScanFinding]:
+    return [*lint.findings, *gates.blocking(context.run.config.security.gate, scan.findings, context.waived)]
 
 
 async def _commit(context: RunContext, desk: Desk, tree: Worktree, summary: str, before: str) -> tuple[str, Diff]:

@@ -27,13 +27,10 @@ def module(name: str, word: str) -> tuple[str, dict[str, Any]]:
     return call("write_file", path=f"{name}.py", content=f"def say() -> str:\n    return {word!r}\n")
 
 
-def test_file(name: str, word: str, *criteria: str) -> tuple[str, dict[str, Any]]:
+def checking(name: str, word: str, *criteria: str) -> tuple[str, dict[str, Any]]:
     """An acceptance test of such a module."""
     body = f'import {name}\n\n\ndef test_{name}() -> None:\n    """criterion: {", ".join(criteria)}"""\n'
     return call("write_file", path=f"tests/test_{name}.py", content=body + f"    assert {name}.say() == {word!r}\n")
-
-
-test_file.__test__ = False  # type: ignore[attr-defined] # not a test of ours
 
 
 class SmallCompany:
@@ -50,8 +47,8 @@ class SmallCompany:
             "bye": lambda visit: [module("bye", "bye")],
         }
         self.tests: Callable[[int], Calls] = lambda visit: [
-            test_file("hello", "hello", "hello#1"),
-            test_file("bye", "bye", "bye#1"),
+            checking("hello", "hello", "hello#1"),
+            checking("bye", "bye", "bye#1"),
         ]
         self.review: Callable[[str, int], dict[str, Any]] = lambda key, visit: approve()
         self.visits: dict[str, list[int]] = {}

@@ -10,7 +10,7 @@ import pytest
 from backend.adapters.checks.program import ProgramChecks
 from backend.domain.config import RunConfig
 from backend.domain.ports import StepFailed
-from tests.acceptance.small_company import BRIEF, SmallCompany, approve, config, module, send_back, task, test_file
+from tests.acceptance.small_company import BRIEF, SmallCompany, approve, checking, config, module, send_back, task
 from tests.acceptance.stage import Stage, call, stage
 
 
@@ -92,9 +92,9 @@ async def test_a_change_asked_for_before_the_release_passes_every_gate(tmp_path:
     company = SmallCompany()
     company.changes["change"] = lambda visit: [module("thanks", "thanks")]
     company.tests = lambda visit: (
-        [test_file("hello", "hello", "hello#1"), test_file("bye", "bye", "bye#1")]
+        [checking("hello", "hello", "hello#1"), checking("bye", "bye", "bye#1")]
         if visit == 1
-        else [test_file("thanks", "thanks", "change-1#1")]
+        else [checking("thanks", "thanks", "change-1#1")]
     )
     run = await begin(tmp_path, company, config(people={"approve_release": True}))
     assert await run.play() == "WAITING"
@@ -198,18 +198,18 @@ async def test_tests_that_stay_red_fail_the_run_or_are_accepted(tmp_path: Path, 
 async def test_a_wrong_test_is_corrected_by_qa_and_not_by_the_developer(tmp_path: Path) -> None:
     company = SmallCompany()
     company.tests = lambda visit: [
-        test_file("hello", "hello", "hello#1"),
-        test_file("bye", "goodbye" if visit == 1 else "bye", "bye#1"),
+        checking("hello", "hello", "hello#1"),
+        checking("bye", "goodbye" if visit == 1 else "bye", "bye#1"),
     ]
-    wrong = test_file("bye", "bye", "bye#1")
+    wrong = checking("bye", "bye", "bye#1")
     company.changes["bug"] = lambda visit: [wrong, call("write_file", path="notes.txt", content="The test is wrong.\n")]
     run = await begin(tmp_path, company, config(review={"max_iterations": 0}, qa={"max_iterations": 2}))
     assert await run.play() == "FAILED"
     assert "tests that QA has accepted" in run.of("end_run")[0]["reason"]
     company = SmallCompany()
     company.tests = lambda visit: [
-        test_file("hello", "hello", "hello#1"),
-        test_file("bye", "goodbye" if visit == 1 else "bye", "bye#1"),
+        checking("hello", "hello", "hello#1"),
+        checking("bye", "goodbye" if visit == 1 else "bye", "bye#1"),
     ]
     company.changes["bug"] = lambda visit: [call("write_file", path="notes.txt", content="The test is wrong.\n")]
     run = await begin(tmp_path / "again", company)
@@ -230,7 +230,7 @@ async def test_qa_cannot_change_the_code(tmp_path: Path) -> None:
 
 async def test_criteria_without_a_test_stand_in_the_report(tmp_path: Path) -> None:
     company = SmallCompany()
-    company.tests = lambda visit: [test_file("hello", "hello", "hello#1")]
+    company.tests = lambda visit: [checking("hello", "hello", "hello#1")]
     run = await begin(tmp_path, company)
     assert await run.play() == "COMPLETED"
     assert run.of("end_run")[0]["report"]["facts"]["criteria_without_a_test"] == ["bye#1"]
