@@ -113,16 +113,16 @@ class Stock:
             kwargs={"autocommit": True, "prepare_threshold": 0, "row_factory": dict_row},
         )
         await self.pool.open()
-        await AsyncPostgresSaver(self.pool).setup()  # type: ignore[arg-type]
-        self.graph = build(effects=False).compile()
+        # One saver of the process over a pool, as its documentation shows; it lets one operation through at a time.
+        saver = AsyncPostgresSaver(self.pool)  # type: ignore[arg-type]
+        await saver.setup()
+        self.graph = build(effects=False).compile(checkpointer=saver)
 
     async def prepare(self, count: int) -> list[Any]:
         return [uuid4() for _ in range(count)]
 
     async def run(self, identity: Any, number: int) -> None:
-        saver = AsyncPostgresSaver(self.pool)  # type: ignore[arg-type]
-        graph = self.graph.copy({"checkpointer": saver})
-        await graph.ainvoke({"run": number}, {"configurable": {"thread_id": str(identity)}}, durability="sync")
+        await self.graph.ainvoke({"run": number}, {"configurable": {"thread_id": str(identity)}}, durability="sync")
 
     async def close(self) -> None:
         await self.pool.close()

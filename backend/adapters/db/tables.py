@@ -33,6 +33,7 @@ from backend.adapters.db.columns import (
     storable,
     storable_json,
     tenant,
+    tenant_of_run,
     updated,
 )
 from backend.domain.comment import CommentType
@@ -221,7 +222,7 @@ class Task(Table):
 
     __tablename__ = "tasks"
     id: Mapped[UUID] = row_id()
-    tenant_id: Mapped[UUID] = tenant()
+    tenant_id: Mapped[UUID] = tenant_of_run()
     run_id: Mapped[UUID] = mapped_column(ForeignKey("project_runs.id", ondelete="CASCADE"), comment="Run it belongs to")
     parent_task_id: Mapped[UUID | None] = mapped_column(
         ForeignKey("tasks.id", ondelete="CASCADE"), index=True, comment="Task it is part of"
@@ -275,7 +276,7 @@ class TaskComment(Table):
 
     __tablename__ = "task_comments"
     id: Mapped[UUID] = row_id()
-    tenant_id: Mapped[UUID] = tenant()
+    tenant_id: Mapped[UUID] = tenant_of_run()
     run_id: Mapped[UUID] = mapped_column(ForeignKey("project_runs.id", ondelete="CASCADE"), comment="Run it belongs to")
     task_id: Mapped[UUID | None] = mapped_column(
         ForeignKey("tasks.id", ondelete="CASCADE"), comment="Task it is about; null: the whole run"
@@ -308,7 +309,7 @@ class Artifact(Table):
 
     __tablename__ = "artifacts"
     id: Mapped[UUID] = row_id()
-    tenant_id: Mapped[UUID] = tenant()
+    tenant_id: Mapped[UUID] = tenant_of_run()
     run_id: Mapped[UUID] = mapped_column(ForeignKey("project_runs.id", ondelete="CASCADE"), comment="Run that made it")
     task_id: Mapped[UUID | None] = mapped_column(
         ForeignKey("tasks.id", ondelete="CASCADE"), index=True, comment="Task that made it"
@@ -332,7 +333,7 @@ class Finding(Table):
 
     __tablename__ = "findings"
     id: Mapped[UUID] = row_id()
-    tenant_id: Mapped[UUID] = tenant()
+    tenant_id: Mapped[UUID] = tenant_of_run()
     run_id: Mapped[UUID] = mapped_column(ForeignKey("project_runs.id", ondelete="CASCADE"), comment="Run that found it")
     task_id: Mapped[UUID | None] = mapped_column(
         ForeignKey("tasks.id", ondelete="CASCADE"), index=True, comment="Task it is about"
@@ -370,7 +371,7 @@ class Question(Table):
 
     __tablename__ = "questions"
     id: Mapped[UUID] = row_id()
-    tenant_id: Mapped[UUID] = tenant()
+    tenant_id: Mapped[UUID] = tenant_of_run()
     run_id: Mapped[UUID] = mapped_column(ForeignKey("project_runs.id", ondelete="CASCADE"), comment="Run that asks")
     task_id: Mapped[UUID | None] = mapped_column(
         ForeignKey("tasks.id", ondelete="CASCADE"), index=True, comment="Task it is about"
@@ -412,7 +413,7 @@ class ModelCall(Table):
 
     __tablename__ = "model_calls"
     id: Mapped[UUID] = row_id()
-    tenant_id: Mapped[UUID] = tenant()
+    tenant_id: Mapped[UUID] = tenant_of_run()
     run_id: Mapped[UUID] = mapped_column(ForeignKey("project_runs.id", ondelete="CASCADE"), comment="Run that pays")
     task_id: Mapped[UUID | None] = mapped_column(
         index=True, comment="Task it is for (no foreign key: the task may commit later)"
@@ -499,10 +500,8 @@ class Event(Table):
 
     __tablename__ = "events"
     event_id: Mapped[UUID] = mapped_column(primary_key=True, server_default=sql("uuidv7()"), comment="Id of the event")
-    tenant_id: Mapped[UUID] = tenant(index=False)
-    project_id: Mapped[UUID | None] = mapped_column(
-        ForeignKey("projects.id", ondelete="CASCADE"), index=True, comment="Project it is about"
-    )
+    tenant_id: Mapped[UUID] = tenant_of_run()
+    project_id: Mapped[UUID | None] = mapped_column(comment="Project it is about")
     run_id: Mapped[UUID | None] = mapped_column(
         ForeignKey("project_runs.id", ondelete="CASCADE"), comment="Run it is about"
     )
@@ -520,6 +519,7 @@ class Event(Table):
     __table_args__ = (
         UniqueConstraint("run_id", "seq"),
         CheckConstraint("(run_id IS NULL) = (seq IS NULL)", name="seq"),
+        Index("idx_event_project", "project_id", postgresql_where=sql("run_id IS NULL")),
         Index("idx_event_tenant_occurred", "tenant_id", "occurred_at", "event_id"),
         {"comment": "The one log: timeline, live stream, audit and outbox are read from it; rows are never changed"},
     )
