@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import hashlib
 import json
 import os
 import statistics
@@ -16,6 +15,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import cache
+from pydoc_data.topics import topics
 from typing import Annotated, Any, TypedDict
 from uuid import UUID, uuid4
 
@@ -40,22 +40,19 @@ os.environ.setdefault("LANGGRAPH_STRICT_MSGPACK", "true")
 NODES = 7
 PART = 2_900
 """Bytes of text that each node adds: about 20 kB at the end of a run."""
-WORDS = [hashlib.sha256(str(n).encode()).hexdigest()[: 3 + n % 7] for n in range(2000)]
 
 
 def text(node: int, run: int, length: int = PART) -> str:
-    """Words that compress about as well as prose and code do; made beforehand, so that the clock does not count it."""
+    """Prose with code in it, as roles write it; made beforehand, so that the clock does not count it."""
     return made(node, run % 64, length)
 
 
 @cache
 def made(node: int, run: int, length: int) -> str:
-    words: list[str] = []
-    place = node * 7919 + run * 104729
-    while sum(map(len, words)) + len(words) < length:
-        place = (place * 1103515245 + 12345) % 2**31
-        words.append(WORDS[(place >> 8) % (120 if place & 64 else 2000)])
-    return " ".join(words)
+    """A stretch of Python's own reference manual."""
+    manual = "\n".join(topics[name] for name in sorted(topics))
+    place = (node * 7919 + run * 104_729) % (len(manual) - length)
+    return manual[place : place + length]
 
 
 class State(TypedDict, total=False):
@@ -114,7 +111,7 @@ class Stock:
         )
         await self.pool.open()
         # One saver of the process over a pool, as its documentation shows; it lets one operation through at a time.
-        saver = AsyncPostgresSaver(self.pool)  # type: ignore[arg-type]
+        saver = AsyncPostgresSaver(self.pool)
         await saver.setup()
         self.graph = build(effects=False).compile(checkpointer=saver)
 
@@ -164,7 +161,7 @@ class Ours(Rows):
         self.graph = build(effects=True).compile()
 
     async def run(self, identity: Any, number: int) -> None:
-        saver = RunSaver(self.pool, Fence(identity[0], 1), instance="bench")
+        saver = RunSaver(self.pool, Fence(identity[0], 1), instance="bench", begun=False)
         graph = self.graph.copy({"checkpointer": saver})
         await graph.ainvoke({"run": number}, {"configurable": {"thread_id": str(identity[0])}}, durability="sync")
 

@@ -114,6 +114,7 @@ class Slice:
         self._executor, self._claimed, self._lease = executor, claimed, lease
         self._began = time.monotonic()
         self._asked = False
+        self._begun = claimed.head is not None
         self._ended: RunStatus | None = None
         self._interrupts: dict[str, str] = {}
         self._seats: Seats | None = None
@@ -200,6 +201,7 @@ class Slice:
             holding=lambda: self._lease.control.drain_requested,
             committed=self._committed,
             instance=executor.owner,
+            begun=self._begun,
         )
         graph = executor.graphs.compiled(spec.name, spec.version).copy(
             {"checkpointer": saver, "step_timeout": float(facts.config.limits.node_seconds)}
@@ -236,6 +238,7 @@ class Slice:
 
     def _committed(self, rows: Rows) -> None:
         """After each commit: count, remember what it says of the run, and tell the followers."""
+        self._begun = True
         now = time.monotonic()
         for event_type, payload in rows.events:
             if event_type == "node.finished":

@@ -66,8 +66,9 @@ class RunSaver(BaseCheckpointSaver[int]):
     """Checkpoints of one run under its lease's fence; without a fence, of any thread (forks, tests, reading).
 
     `visits` maps LangGraph's task ids to the visits whose nodes took a seat; `holding` says that the run will hold at
-    the next node edge; `committed` is called after each commit (wake-ups). Each commit raises `LeaseLost` when the run
-    has another owner, `Invalid` when state or effects cannot be stored, `Unavailable` when the database stays away.
+    the next node edge; `begun` is False when the run is known to have no checkpoint yet; `committed` is called after
+    each commit. Each commit raises `LeaseLost` when the run has another owner, `Invalid` when state or effects cannot
+    be stored, `Unavailable` when the database stays away.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class RunSaver(BaseCheckpointSaver[int]):
         holding: Callable[[], bool] = lambda: False,
         committed: Callable[[Rows], None] = lambda rows: None,
         instance: str = "",
+        begun: bool = True,
     ) -> None:
         super().__init__()
         self._pool = pool
@@ -87,6 +89,7 @@ class RunSaver(BaseCheckpointSaver[int]):
         self._holding = holding
         self._committed = committed
         self._instance = instance
+        self._begun = begun
         self._tails: dict[tuple[str, str], Tail] = {}
         self._supersteps: dict[tuple[str, str], _Superstep] = {}
         self._inner_effects: dict[str, list[Any]] = {}
@@ -215,7 +218,7 @@ class RunSaver(BaseCheckpointSaver[int]):
         crash_point("committed")
         if not sent["fresh"] and await self._stored_id(row) != row.checkpoint_id:
             return False
-        tail.stored, tail.held = True, {}
+        tail.stored, tail.held, self._begun = True, {}, True
         self._tails[(tail.thread, tail.namespace)] = tail
         return True
 
@@ -312,6 +315,9 @@ class RunSaver(BaseCheckpointSaver[int]):
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
         """The named checkpoint, or the latest: the run's head, never the newest by anybody's clock."""
         thread, namespace, checkpoint_id = place(config)
+        if not self._begun and not checkpoint_id and not namespace:
+            self._tails.setdefault((thread, namespace), Tail(thread, namespace, None, 0, None, {}))
+            return None
         async with self._pool.acquire() as connection:
             if checkpoint_id:
                 row = await self._row_of(thread, namespace, checkpoint_id)
