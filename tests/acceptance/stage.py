@@ -81,6 +81,7 @@ class Stage:
     state: dict[str, Any] = field(default_factory=dict)
     visited: list[str] = field(default_factory=list)
     saver: InMemorySaver = field(default_factory=InMemorySaver)
+    waived: frozenset[str] = frozenset()
 
     async def play(self) -> str:
         """Go on until the run ends or waits; return its status, or WAITING."""
@@ -101,7 +102,7 @@ class Stage:
 
     def context(self) -> RunContext:
         """What nodes find in their runtime."""
-        return RunContext(self.facts, self._seat, self.workspace, self.checks, dict(self.answers))
+        return RunContext(self.facts, self._seat, self.workspace, self.checks, dict(self.answers), self.waived)
 
     def answer(self, key: str, text: str, by: str = "ada") -> None:
         """Answer a question."""

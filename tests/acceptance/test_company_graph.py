@@ -228,6 +228,72 @@ async def test_qa_cannot_change_the_code(tmp_path: Path) -> None:
     assert run.verdicts("qa") == ["fix", "pass"]
 
 
+LEAK = call("write_file", path="key.py", content='API_TOKEN = "9f1c4e7a2b8d6053e4c7"\n')
+SAFETY: dict[str, Any] = {"off": ("docs", "devops", "qa"), "checks": {"scanners": ["secret-rules"]}}
+
+
+def leaking(mends: bool) -> SmallCompany:
+    company = SmallCompany()
+    made = company.changes["bye"]
+    company.changes["bye"] = lambda visit: [*made(visit), LEAK]
+    mended = call("write_file", path="key.py", content='import os\n\nAPI_TOKEN = os.environ["API_TOKEN"]\n')
+    company.changes["security"] = lambda visit: [mended if mends else module("other", "other")]
+    return company
+
+
+async def test_a_secret_in_the_code_is_blocked_until_it_is_gone(tmp_path: Path) -> None:
+    run = await begin(tmp_path, leaking(mends=True), config(**SAFETY))
+    assert await run.play() == "COMPLETED"
+    assert run.verdicts("security") == ["fix", "pass"]
+    assert run.tasks()["security-1-1"] == "DONE"
+    asked = next(request for position, request, _ in run.requests if position.task_key == "security-1-1")
+    assert "Remove it." in str(asked.messages[1]["content"])
+
+
+async def test_a_secret_that_stays_stops_the_run_and_a_waiver_lets_a_retry_through(tmp_path: Path) -> None:
+    run = await begin(tmp_path, leaking(mends=False), config(security={"max_iterations": 1}, **SAFETY))
+    assert await run.play() == "STOPPED_SECURITY"
+    assert run.verdicts("security") == ["fix", "stop"]
+    assert await run.workspace.prepare(run.facts.config.workspace) == run.state["base"]
+    (found,) = {effect["fingerprint"] for effect in run.of("record_finding") if effect["source"] == "security"}
+    run.waived = frozenset({found})
+    assert await run.play() == "COMPLETED"
+
+
+async def test_a_gate_that_only_warns_records_and_lets_through(tmp_path: Path) -> None:
+    run = await begin(tmp_path, leaking(mends=False), config(security={"gate": "warn"}, **SAFETY))
+    assert await run.play() == "COMPLETED"
+    assert [effect["severity"] for effect in run.of("record_finding")] == ["HIGH"]
+
+
+async def test_documents_that_name_what_is_not_there_are_findings(tmp_path: Path) -> None:
+    company = SmallCompany()
+    readme = call("write_file", path="README.md", content="# Words\n\nSee `nowhere.py`.\n")
+    company._docs_finalize = lambda request, position: (  # type: ignore[method-assign] # a reply of this test
+        [readme] if position.ordinal == 1 else [call("submit", summary="Written.")]
+    )
+    run = await begin(tmp_path, company, config(off=("devops", "security", "qa")))
+    assert await run.play() == "COMPLETED"
+    assert run.verdicts("docs") == ["accept"]
+    assert ["nowhere.py" in effect["message"] for effect in run.of("record_finding")] == [True]
+
+
+@pytest.mark.parametrize(
+    ("dockerfile", "status"), [("FROM debian\nUSER root\n", "COMPLETED"), ("FORM debian\n", "FAILED")]
+)
+async def test_deployment_files_are_judged_by_their_linters(tmp_path: Path, dockerfile: str, status: str) -> None:
+    company = SmallCompany()
+    company._devops_prepare = lambda request, position: (  # type: ignore[method-assign] # a reply of this test
+        [call("write_file", path="Dockerfile", content=dockerfile)]
+        if position.ordinal == 1
+        else [call("submit", summary="Written.")]
+    )
+    run = await begin(tmp_path, company, config(off=("docs", "security", "qa")))
+    assert await run.play() == status
+    assert run.verdicts("deploy") == ["accept" if status == "COMPLETED" else "fail"]
+    assert any("hadolint" in effect["scanner"] for effect in run.of("record_finding"))
+
+
 async def test_criteria_without_a_test_stand_in_the_report(tmp_path: Path) -> None:
     company = SmallCompany()
     company.tests = lambda visit: [checking("hello", "hello", "hello#1")]
