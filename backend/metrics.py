@@ -47,12 +47,7 @@ _nodes = Histogram(
     registry=REGISTRY,
 )
 _gates = Counter("company_gate_verdicts_total", "Verdicts of gates", ("gate", "decision"), registry=REGISTRY)
-_rounds = Histogram(
-    "company_review_rounds",
-    "Rounds that a change took until the lead's last word",
-    buckets=(1, 2, 3, 4, 5, 8, 13, 20),
-    registry=REGISTRY,
-)
+_rounds = Counter("company_review_rounds_total", "Changes that the lead has read and judged", registry=REGISTRY)
 _leases = Counter("company_lease_losses_total", "Runs that this worker lost to another", registry=REGISTRY)
 _claims = Counter("company_run_claims_total", "Runs that this worker took up", registry=REGISTRY)
 _ends = Counter("company_run_ends_total", "Runs that ended here, by status", ("status",), registry=REGISTRY)
@@ -96,13 +91,10 @@ def node_finished(graph: str, node: str, seconds: float) -> None:
 
 
 def gate_decided(gate: str, decision: str) -> None:
-    """Count a verdict."""
+    """Count a verdict; every verdict of the review gate is a round of review."""
     _gates.labels(gate, decision).inc()
-
-
-def review_ended(rounds: int) -> None:
-    """Count how many rounds a change took."""
-    _rounds.observe(rounds)
+    if gate == "review":
+        _rounds.inc()
 
 
 def run_claimed() -> None:

@@ -15,6 +15,7 @@ from rich.text import Text
 from backend.adapters.bus import Followers
 from backend.api.streams import Streams
 from backend.cli.place import Company
+from backend.cli.screen import screen
 from backend.domain.question import QuestionStatus
 from backend.domain.run import ENDED, RunStatus
 from backend.operations import pages, questions, runs
@@ -122,7 +123,7 @@ class Progress:
 async def to_the_end(company: Company, run_id: UUID, *, after: int = 0, as_json: bool = False) -> int:
     """Show a run until it ends or waits for people; return the exit code that tells which."""
     assert company.settings.redis_url is not None
-    console = Console(highlight=False)
+    console = screen()
     followers = Followers(company.settings.redis_url.get_secret_value())
     streams = Streams(company.sessions, followers)
     progress = Progress(console)

@@ -18,6 +18,7 @@ from rich.text import Text
 from backend.adapters.llm.replay import Recordings
 from backend.cli import follow, start
 from backend.cli.place import Company, do, prepare, reached, with_addresses
+from backend.cli.screen import screen
 from backend.engine.embedded import Children, Stack, wait_for_signal
 from backend.errors import Unavailable
 from backend.settings import Settings
@@ -32,7 +33,7 @@ def up(port: int | None, workers: int) -> int:
     settings = Settings()
     if port is not None:
         settings = settings.model_copy(update={"port": port})
-    console = Console(highlight=False, soft_wrap=True)
+    console = screen()
     with running(settings, workers=workers) as started:
         console.print(Text(f"The company works at http://{started.host}:{started.port}", style="bold"))
         console.print(Text(f"  API         http://{started.host}:{started.port}/docs"))
@@ -49,7 +50,7 @@ def demo() -> int:
     """Run the showcase and say where everything is."""
     settings = Settings()
     brief = Recordings(settings.home).load(SHOWCASE).brief
-    console = Console(highlight=False, soft_wrap=True)
+    console = screen()
     console.print(Text("The showcase: the replies of the models are recorded, everything else is real.", style="bold"))
     with running(settings.model_copy(update={"port": 0})) as started:
 
@@ -83,16 +84,14 @@ def migrate() -> int:
     settings = Settings()
     with reached(settings) as found:
         asyncio.run(prepare(found))
-    Console(highlight=False, soft_wrap=True).print(
-        Text("The database is at the newest revision, and the templates are loaded.")
-    )
+    screen().print(Text("The database is at the newest revision, and the templates are loaded."))
     return 0
 
 
 @contextmanager
 def running(settings: Settings, *, workers: int = 1, with_api: bool = True, quiet: bool = False) -> Iterator[Settings]:
     """Servers, api and workers of this state directory; all of them end with the block."""
-    console = Console(highlight=False, quiet=quiet, stderr=True, soft_wrap=True)
+    console = screen(errors=True, quiet=quiet)
     settings = settings.model_copy(update={"home": settings.home.absolute()})
     if with_api:
         settings = settings.model_copy(update={"port": _port(settings)})

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from backend.adapters.db.tables import ProjectRun
 from backend.cli.place import Company, do
+from backend.cli.screen import screen
 from backend.domain.question import QuestionStatus
 from backend.domain.run import RunStatus
 from backend.engine import doctor as examination
@@ -26,18 +27,18 @@ from backend.settings import Settings
 _MARKS = {"ok": ("ok  ", "green"), "warn": ("warn", "yellow"), "fail": ("FAIL", "bold red")}
 
 
-def _console() -> Console:
-    return Console(highlight=False)
-
-
 def _print_json(value: Any) -> None:
     print(json.dumps(value, ensure_ascii=False, indent=2))  # noqa: T201 - the output that was asked for
+
+
+def _short(text: str, most: int) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def _table(*columns: str) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
     for column in columns:
-        table.add_column(column, overflow="fold")
+        table.add_column(column, no_wrap=True, overflow="ellipsis")
     return table
 
 
@@ -63,10 +64,11 @@ def runs(status: str | None, limit: int, *, as_json: bool) -> int:
     for row in rows:
         tokens = row["spent_tokens_input"] + row["spent_tokens_output"]
         table.add_row(
-            row["id"], Text(row["project"]), str(row["number"]), row["status"], row["current_node"] or "",
+            row["id"][:13], Text(_short(row["project"], 40)), str(row["number"]), row["status"],
+            row["current_node"] or "",
             str(row["progress"]), f"{tokens:,}", f"{float(row['spent_usd']):.4f}", row["created_at"][:19],
         )  # fmt: skip
-    _console().print(table if rows else "There are no runs yet; `company run BRIEF` starts one.")
+    screen().print(table if rows else "There are no runs yet; `company run BRIEF` starts one.", soft_wrap=not rows)
     return 0
 
 
@@ -94,7 +96,7 @@ def show(name: str, *, as_json: bool) -> int:
     if as_json:
         _print_json(facts)
     else:
-        _show(_console(), facts)
+        _show(screen(), facts)
     return 0
 
 
@@ -110,11 +112,11 @@ def _show(console: Console, facts: dict[str, Any]) -> None:
     table = _table("task", "title", "role", "status", "rounds", "commit")
     for task in facts["task_list"]:
         table.add_row(
-            task["key"], Text(task["title"]), task["assigned_role"], task["status"], str(task["iteration"]),
+            task["key"], Text(_short(task["title"], 60)), task["assigned_role"], task["status"], str(task["iteration"]),
             (task["commit"] or "")[:10],
         )  # fmt: skip
     if facts["task_list"]:
-        console.print(table)
+        console.print(table, soft_wrap=False)
     for severity, count in facts["open_findings"].items():
         console.print(Text(f"  {count} open findings: {severity}", style="yellow"))
     for question in facts["question_list"]:
@@ -134,7 +136,7 @@ def record(name: str, to: Path | None) -> int:
         print(text, end="")  # noqa: T201 - the output that was asked for
     else:
         to.write_text(text, encoding="utf-8")
-        _console().print(Text(f"Wrote {to}."))
+        screen().print(Text(f"Wrote {to}."))
     return 0
 
 
@@ -150,7 +152,7 @@ def archive(name: str, to: Path | None, form: Literal["zip", "tar.gz"]) -> int:
     run, commit, body = do(work)
     target = to or Path(f"run-{run.number}-{commit[:12]}.{form}")
     target.write_bytes(body)
-    _console().print(Text(f"Wrote {target} ({len(body):,} bytes, commit {commit[:12]})."))
+    screen().print(Text(f"Wrote {target} ({len(body):,} bytes, commit {commit[:12]})."))
     return 0
 
 
@@ -170,7 +172,7 @@ def why(path: str, line: int, name: str, *, as_json: bool) -> int:
     if as_json:
         _print_json(facts)
         return 0
-    console = _console()
+    console = screen()
     console.print(Text(f"{path}:{line}  {facts['text'].strip()}", style="bold"))
     console.print(Text(f"  commit   {facts['commit'][:12]} by {facts['author']}: {facts['summary']}"))
     task = facts["task"]
@@ -192,7 +194,7 @@ def doctor(*, as_json: bool) -> int:
     if as_json:
         _print_json([{"name": c.name, "status": c.status, "sentence": c.sentence, "advice": c.advice} for c in checks])
     else:
-        console = _console()
+        console = screen()
         for check in checks:
             mark, style = _MARKS[check.status]
             console.print(Text.assemble((mark, style), f"  {check.name:<12} {check.sentence}"))

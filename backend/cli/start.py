@@ -13,6 +13,7 @@ from backend.adapters.db.engine import transaction
 from backend.adapters.db.tables import ProjectRun
 from backend.cli import follow, host
 from backend.cli.place import Company, do
+from backend.cli.screen import screen
 from backend.domain.config import Patch
 from backend.engine.embedded import attach
 from backend.errors import Unavailable
@@ -62,7 +63,7 @@ async def _run(
     company: Company, brief: str, template: str, name: str, patch: Patch, *, wait: bool, as_json: bool
 ) -> int:
     run = await begin(company, brief, template, name, patch)
-    console = Console(highlight=False, soft_wrap=True)
+    console = screen()
     if not wait:
         if as_json:
             print(json.dumps({"run_id": str(run.id), "project_id": str(run.project_id), "status": run.status}))  # noqa: T201 - the output that was asked for

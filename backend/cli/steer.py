@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from decimal import Decimal
 
-from rich.console import Console
 from rich.text import Text
 
 from backend.adapters.db.engine import transaction
 from backend.adapters.db.tables import ProjectRun
 from backend.cli import follow
 from backend.cli.place import Company, do
+from backend.cli.screen import screen
 from backend.operations import lookups, questions, runs
 
 BY = "cli"
@@ -66,4 +66,4 @@ def watch(name: str, after: int, *, as_json: bool) -> int:
 
 def _say(run: ProjectRun) -> None:
     asked = f", asked to {run.requested}" if run.requested != "none" else ""
-    Console(highlight=False).print(Text(f"Run {run.number} ({run.id}) is {run.status}{asked}."))
+    screen().print(Text(f"Run {run.number} ({run.id}) is {run.status}{asked}."))

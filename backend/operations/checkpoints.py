@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 from uuid import UUID
 
@@ -36,10 +35,9 @@ async def of_run(session: AsyncSession, run_id: UUID, *, limit: int, skip: int) 
             "parent_id": None if parent_id is None else str(parent_id),
             "step": metadata.get("step"),
             "source": metadata.get("source"),
-            "seen": sorted(name for name in json.loads(state).get("versions_seen", {}) if not name.startswith("__")),
             "created_at": created_at.isoformat(timespec="microseconds").replace("+00:00", "Z"),
         }
-        for checkpoint_id, parent_id, metadata, state, created_at in rows
+        for checkpoint_id, parent_id, metadata, created_at in rows
     ]
 
 
