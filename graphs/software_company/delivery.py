@@ -225,7 +225,6 @@ def _release_question(
             QuestionKind.APPROVAL,
             "Every gate let the work through. Shall it be released? Answer approve, reject, or what should change.",
             asked_by=Role.PM,
-            options=("approve", "reject"),
             default="approve",
             due_seconds=people.due_seconds,
             on_expiry=ExpiryAction(people.on_expiry),

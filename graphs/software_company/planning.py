@@ -151,7 +151,6 @@ def _approval_question(context: RunContext, number: int, plan: Plan) -> Effect:
         QuestionKind.APPROVAL,
         f"Shall this plan be carried out? Answer approve, reject, or what should be different.\n\n{_plan_text(plan)}",
         asked_by=Role.PM,
-        options=("approve", "reject"),
         default="approve",
         due_seconds=people.due_seconds,
         on_expiry=ExpiryAction(people.on_expiry),

@@ -1,0 +1,114 @@
+"""Runs of the company that end badly or wait: people do something, and the run goes on from there."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from backend.domain.config import RunConfig
+from backend.domain.model import Choice, Exchange, ModelRequest, Position, Quote
+from backend.engine.workbench import workbenches
+from backend.operations import findings, questions, runs
+from backend.settings import Settings
+from tests.acceptance.small_company import BRIEF, SmallCompany, approve, module, send_back
+from tests.acceptance.stage import call
+from tests.integration.engine.conftest import Company
+
+LEAK = call("write_file", path="key.py", content='API_TOKEN = "9f1c4e7a2b8d6053e4c7"\n')
+
+
+class Spoken:
+    """A transport whose model is a small company."""
+
+    def __init__(self, company: SmallCompany) -> None:
+        self.company = company
+
+    def quote(self, choice: Choice, request: ModelRequest, config: RunConfig) -> Quote:
+        return Quote(200, 100, Decimal("0.002"), "test")
+
+    async def send(self, choice: Choice, request: ModelRequest, position: Position, config: RunConfig) -> Exchange:
+        said = self.company(request, position)
+        return Exchange(
+            said.content, said.tool_calls, said.finish_reason, said.usage, Decimal("0.001"), 0.01, "test-model", {}
+        )
+
+
+@pytest.fixture
+async def small(company: Company, tmp_path: Path) -> AsyncIterator[tuple[Company, SmallCompany]]:
+    people = SmallCompany()
+    company.transport = Spoken(people)  # type: ignore[assignment] # the small company where the script stood
+    company.executor = company.worker("small", lease_seconds=60)
+    company.executor.workbenches = workbenches(Settings(home=tmp_path, redis_url=None))
+    yield company, people
+
+
+async def begin(company: Company, *off: str, **changes: Any) -> UUID:
+    roles = {role: {"enabled": False} for role in off}
+    run_id = await company.run(brief=BRIEF, graph="software_company", roles=roles, **changes)
+    await company.executor.execute(run_id)
+    return run_id
+
+
+async def retry(company: Company, run_id: UUID) -> None:
+    await company.operate(runs.retry, run_id, by="ada")
+    await company.executor.execute(run_id)
+
+
+async def status(company: Company, run_id: UUID) -> str:
+    await company.check(run_id)
+    return str((await company.row(run_id))["status"])
+
+
+async def test_a_waiver_lets_a_run_that_security_stopped_go_on(small: tuple[Company, SmallCompany]) -> None:
+    company, people = small
+    made = people.changes["bye"]
+    people.changes["bye"] = lambda visit: [*made(visit), LEAK]
+    run_id = await begin(
+        company, "qa", "docs", "devops", security={"max_iterations": 0}, checks={"scanners": ["secret-rules"]}
+    )
+    assert await status(company, run_id) == "STOPPED_SECURITY"
+    found = await company.pool.fetchval("SELECT id FROM findings WHERE run_id = $1 AND source = 'security'", run_id)
+    until = datetime.now(UTC) + timedelta(days=1)
+    await company.operate(findings.waive, found, by="ada", reason="It is a sample.", until=until)
+    await retry(company, run_id)
+    assert await status(company, run_id) == "COMPLETED"
+
+
+async def test_a_change_that_was_never_approved_is_taken_up_by_a_retry(small: tuple[Company, SmallCompany]) -> None:
+    company, people = small
+    people.review = lambda key, visit: send_back("hello.py") if key == "hello" and visit < 3 else approve()
+    run_id = await begin(company, "qa", "docs", "devops", "security", review={"max_iterations": 1})
+    assert await status(company, run_id) == "FAILED"
+    await retry(company, run_id)
+    assert await status(company, run_id) == "COMPLETED"
+    tasks = await company.pool.fetch("SELECT key, status FROM tasks WHERE run_id = $1 ORDER BY key", run_id)
+    assert [tuple(task) for task in tasks] == [("bye", "DONE"), ("hello", "DONE")]
+
+
+async def test_a_developers_question_waits_for_its_answer(small: tuple[Company, SmallCompany]) -> None:
+    company, people = small
+    ask = call("ask_human", question="Hello or hi, what shall it be?")
+    people.changes["hello"] = lambda visit: [ask] if visit == 1 else [module("hello", "hello")]
+    run_id = await begin(company, "qa", "docs", "devops", "security", people={"may_ask": True})
+    assert await status(company, run_id) == "WAITING"
+    question = await company.pool.fetchval("SELECT id FROM questions WHERE run_id = $1", run_id)
+    await company.operate(questions.answer, question, text="hello", by="ada")
+    await company.executor.execute(run_id)
+    assert await status(company, run_id) == "COMPLETED"
+
+
+async def test_a_plan_may_be_answered_with_a_change(small: tuple[Company, SmallCompany]) -> None:
+    company, _ = small
+    run_id = await begin(company, "qa", "docs", "devops", "security", people={"approve_plan": True})
+    for key, words in (("plan-1", "Leave the farewell for later."), ("plan-2", "approve")):
+        assert await status(company, run_id) == "WAITING"
+        question = await company.pool.fetchval("SELECT id FROM questions WHERE run_id = $1 AND key = $2", run_id, key)
+        await company.operate(questions.answer, question, text=words, by="ada")
+        await company.executor.execute(run_id)
+    assert await status(company, run_id) == "COMPLETED"
