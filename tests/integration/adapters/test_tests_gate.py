@@ -194,7 +194,7 @@ FAKES: dict[str, dict[str, str]] = {
         "tests/test_aaa.py": (
             "import os, sys\n\n\ndef test_a():\n    out = [a for a in sys.argv]\n"
             '    body = \'<testsuites><testsuite><testcase classname="tests.test_cart" name="test_total[1]"/></testsuite></testsuites>\'\n'
-            "    for root, _, _ in os.walk('..'):\n"
+            "    for root in ('.', '../out'):\n"
             "        try: open(root + '/run.xml', 'w').write(body)\n        except OSError: pass\n    os._exit(0)\n"
         )
     },
