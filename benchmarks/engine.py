@@ -1,7 +1,7 @@
 """What a durable node costs: LangGraph's own saver, ours with rows and events, and plain asyncpg as the floor.
 
 One Postgres, one process, rounds of all three in turn; medians and ratios. `--url` (or DATABASE_URL) names a server on
-which databases may be made. WAL, table bytes and statements are per run.
+which databases may be made; without it the embedded one is started. WAL, table bytes and transactions are per run.
 """
 
 from __future__ import annotations
@@ -13,9 +13,12 @@ import os
 import statistics
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 from pydoc_data.topics import topics
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any, TypedDict
 from uuid import UUID, uuid4
 
@@ -35,6 +38,8 @@ from backend.domain.comment import CommentType
 from backend.domain.role import Role
 from backend.domain.run import RunStatus
 from backend.domain.task import TaskKind
+from backend.engine.embedded import Stack
+from backend.settings import Settings
 
 os.environ.setdefault("LANGGRAPH_STRICT_MSGPACK", "true")
 NODES = 7
@@ -246,17 +251,17 @@ class Figures:
     throughput: list[float] = field(default_factory=list)
     wal: list[float] = field(default_factory=list)
     table: list[float] = field(default_factory=list)
-    statements: list[float] = field(default_factory=list)
+    transactions: list[float] = field(default_factory=list)
 
 
-async def counters(connection: Any) -> tuple[int, int, int]:
-    """WAL position, bytes of all tables with their indexes, and statements so far where the server counts them."""
+async def counters(connection: Any) -> tuple[int, int]:
+    """WAL position, and bytes of all tables with their indexes."""
     wal = await connection.fetchval("SELECT pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')::bigint")
     size = await connection.fetchval(
         "SELECT sum(pg_total_relation_size(oid))::bigint FROM pg_class WHERE relkind = 'r'"
         " AND relnamespace = 'public'::regnamespace"
     )
-    return int(wal), int(size), 0
+    return int(wal), int(size)
 
 
 async def in_parallel(contender: Any, identities: list[Any], at_once: int) -> None:
@@ -289,20 +294,17 @@ async def measure(contender: Any, connection: Any, figures: Figures, *, single: 
     figures.table.append((after[1] - before[1]) / len(counted))
 
 
-async def statements(contender: Any, url: str) -> float:
-    """Statements that one run sends, by the server's own count of what its sessions executed."""
-    connection = await asyncpg.connect(plain_url(url))
-    try:
-        await connection.execute("CREATE EXTENSION IF NOT EXISTS pg_stat_statements")
-        await connection.execute("SELECT pg_stat_statements_reset()")
-        (identity,) = await contender.prepare(1)
-        await connection.execute("SELECT pg_stat_statements_reset()")
-        await contender.run(identity, 1)
-        return float(await connection.fetchval("SELECT sum(calls) FROM pg_stat_statements WHERE toplevel") - 1)
-    except asyncpg.PostgresError:
-        return float("nan")
-    finally:
-        await connection.close()
+async def transactions(contender: Any, connection: Any, url: str, runs: int = 60) -> float:
+    """Transactions that one run costs, by the server's own count; sessions report for certain when they end."""
+    committed = "SELECT xact_commit FROM pg_stat_database WHERE datname = current_database()"
+    await contender.close()
+    await asyncio.sleep(1)
+    before = await connection.fetchval(committed)
+    await contender.open(url)
+    await in_parallel(contender, await contender.prepare(runs), 1)
+    await contender.close()
+    await asyncio.sleep(1)
+    return float(await connection.fetchval(committed) - before) / runs
 
 
 def warm_up() -> None:
@@ -334,10 +336,8 @@ async def bench(server: str, rounds: int, single: int, many: int, at_once: int) 
             order = list(zip(contenders, connections, strict=True))
             for contender, connection in order[number % 3 :] + order[: number % 3]:
                 await measure(contender, connection, found[contender.name], single=single, many=many, at_once=at_once)
-        for contender, url in zip(contenders, urls, strict=True):
-            found[contender.name].statements.append(await statements(contender, url))
-        for contender, connection in zip(contenders, connections, strict=True):
-            await contender.close()
+        for contender, connection, url in zip(contenders, connections, urls, strict=True):
+            found[contender.name].transactions.append(await transactions(contender, connection, url))
             await connection.close()
     finally:
         for name in names:
@@ -350,13 +350,13 @@ def table(found: dict[str, Figures], at_once: int) -> str:
     stock, ours, floor = found.values()
     lines = [
         f"{NODES} nodes, about {NODES * PART // 1000} kB of state; medians",
-        f"{'':34}{'ms a run':>10}{f'runs/s at {at_once}':>14}{'WAL kB':>9}{'table kB':>10}{'statements':>12}",
+        f"{'':34}{'ms a run':>10}{f'runs/s at {at_once}':>14}{'WAL kB':>9}{'table kB':>10}{'transactions':>14}",
     ]
     for name, one in found.items():
         middle = statistics.median
         lines.append(
             f"{name:34}{middle(one.latency):10.2f}{middle(one.throughput):14.1f}{middle(one.wal) / 1000:9.1f}"
-            f"{middle(one.table) / 1000:10.1f}{middle(one.statements):12.0f}"
+            f"{middle(one.table) / 1000:10.1f}{middle(one.transactions):14.1f}"
         )
     for label, wanted, get, upside in (
         ("latency / LangGraph's saver", "<= 0.50", ours.latency, stock.latency),
@@ -378,9 +378,12 @@ def main(argv: list[str] | None = None, run: Callable[..., Awaitable[dict[str, F
     parser.add_argument("--many", type=int, default=160, help="runs at once, each round")
     parser.add_argument("--at-once", type=int, default=32)
     asked = parser.parse_args(argv)
-    if not asked.url:
-        parser.error("name a Postgres server with --url or DATABASE_URL")
-    found = asyncio.run(run(asked.url, asked.rounds, asked.single, asked.many, asked.at_once))
+    with ExitStack() as held:
+        url = asked.url
+        if not url:
+            home = held.enter_context(TemporaryDirectory(prefix="company-bench-"))
+            url = held.enter_context(Stack.start(Settings(home=Path(home)))).database_url
+        found = asyncio.run(run(url, asked.rounds, asked.single, asked.many, asked.at_once))
     print(table(found, asked.at_once))
 
 
