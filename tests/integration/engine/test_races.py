@@ -1,0 +1,62 @@
+"""Many at once: reservations near a limit, and questions that are past due."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from backend.adapters.db.commit import Fence
+from backend.domain.model import ModelReply, ModelRequest
+from backend.domain.ports import Visit
+from backend.domain.role import Role
+from backend.engine import claims
+from backend.engine.journal import Books, Journal
+from backend.engine.leases import Lease
+from backend.engine.reaper import Reaper
+from backend.errors import LimitReached
+from tests.integration.engine.conftest import Company
+
+
+async def test_two_hundred_parallel_calls_never_pass_a_limit(company: Company) -> None:
+    run_id = await company.run(budget={"tokens": 3_050, "roles": {"developer": {"tokens": 2_100}}})
+    claimed = await claims.claim(company.sessions, company.bell, run_id, owner="test", lease_seconds=60, max_claims=5)
+    assert claimed is not None
+    lease = Lease(Fence(run_id, claimed.epoch), "test", asyncio.get_running_loop(), time.monotonic() + 60)
+    books = Books(company.pool, lease, claimed.facts.config, company.transport, "test")
+    company.transport.gate.clear()
+
+    async def ask(number: int) -> ModelReply:
+        role = Role.DEVELOPER if number % 2 else Role.LEAD
+        return await Journal(books, Visit("work", number)).ask(ModelRequest(role, ({"role": "user", "content": "x"},)))
+
+    asking = [asyncio.create_task(ask(number)) for number in range(200)]
+    await company.until(lambda: sum(task.done() for task in asking) == 190)
+    held = await company.row(run_id)
+    assert held["reserved_tokens"] == 3_000
+    company.transport.gate.set()
+    answered = await asyncio.gather(*asking, return_exceptions=True)
+    refused = [one for one in answered if isinstance(one, LimitReached)]
+    assert len(refused) == 190
+    assert len(company.transport.calls) == 10
+    cap = await company.pool.fetchrow("SELECT spent_tokens, reserved_tokens, limit_tokens FROM budgets")
+    assert cap["reserved_tokens"] == 0
+    assert cap["spent_tokens"] <= cap["limit_tokens"]
+    assert await company.pool.fetch("SELECT * FROM v_ledger_check") == []
+
+
+async def test_a_question_that_is_past_due_stops_the_run_or_takes_its_default(company: Company) -> None:
+    for expiry, default, status in (("stop", None, "STOPPED_USER"), ("default", "green", "QUEUED")):
+        run_id = await company.run("Ask a question.")
+        await company.executor.execute(run_id)
+        await company.pool.execute(
+            "UPDATE questions SET due_at = now() - interval '1s', on_expiry = $2, \"default\" = $3 WHERE run_id = $1",
+            run_id,
+            expiry,
+            default,
+        )
+        await Reaper(company.sessions, company.bell, every=1).reap()
+        assert (await company.row(run_id))["status"] == status
+        assert await company.pool.fetchval("SELECT status FROM questions WHERE run_id = $1", run_id) == "EXPIRED"
+    await company.executor.execute(run_id)
+    assert '"confirmed": "green"' in (await company.row(run_id))["final_report"]
+    await company.check(run_id)
