@@ -1,0 +1,276 @@
+"""The command line as people and CI use it: real processes, a real worker and api, a real model endpoint."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from backend.cli.follow import EXIT_CODES
+from backend.domain.run import ENDED
+from tests.openai_server import OpenAIServer, Reply, error, text
+
+ROOT = Path(__file__).parents[2]
+COMPANY = [sys.executable, "-c", "from backend.cli import main; main()"]
+
+
+@dataclass
+class Shell:
+    """Runs the command line with an environment of its own."""
+
+    environment: dict[str, str]
+    cwd: Path
+
+    def run(self, *arguments: str, seconds: float = 90, stdin: bytes | None = None) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            [*COMPANY, *arguments], env=self.environment, cwd=self.cwd, capture_output=True, input=stdin,
+            timeout=seconds, check=False,
+        )  # fmt: skip
+        return subprocess.CompletedProcess(arguments, done.returncode, done.stdout.decode(), done.stderr.decode())
+
+    def start(self, *arguments: str) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [*COMPANY, *arguments], env=self.environment, cwd=self.cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+
+
+def environment(home: Path, **more: str) -> dict[str, str]:
+    kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    return kept | {"COMPANY_HOME": str(home), "PYTHONPATH": str(ROOT)} | more
+
+
+@pytest.fixture
+def alone(tmp_path: Path) -> Shell:
+    """A shell in which no company runs."""
+    return Shell(environment(tmp_path / "home"), tmp_path)
+
+
+def answers(request: dict[str, Any]) -> Reply:
+    """What the models say; the model's name decides how well they do."""
+    model = request["model"]
+    if model == "broken":
+        return error(401, "no such key")
+    return text(f"answer to {request['messages'][-1]['content']}").billed(100, 20).after(3 if model == "slow" else 0.01)
+
+
+@dataclass
+class Up:
+    """A company that is up, and how to speak to it."""
+
+    shell: Shell
+    process: subprocess.Popen[bytes]
+    url: str
+    endpoint: OpenAIServer
+
+    def settings(self, model: str = "scripted", **more: str) -> list[str]:
+        pairs = {
+            "graph": "chain",
+            "models.default": model,
+            "models.prices": json.dumps({model: {"input": 1, "output": 2}}),
+            "models.providers.local.base_url": self.endpoint.base_url,
+            "sandbox.level": "unsafe",
+            **more,
+        }
+        return ["--template", "local", *(word for pair in pairs.items() for word in ("--set", "=".join(pair)))]
+
+    def get(self, path: str) -> Any:
+        with urllib.request.urlopen(self.url + path, timeout=10) as answer:
+            body = answer.read().decode()
+        return json.loads(body) if answer.headers["content-type"] == "application/json" else body
+
+
+@pytest.fixture(scope="module")
+def up(tmp_path_factory: pytest.TempPathFactory, addresses: dict[str, str]) -> Iterator[Up]:
+    """One company for the tests of this file: api and worker over a database of its own, with the graph `chain`."""
+    folder = tmp_path_factory.mktemp("up")
+    plugin = folder / "plugin" / "chain-1.dist-info"
+    plugin.mkdir(parents=True)
+    (plugin / "METADATA").write_text("Metadata-Version: 2.1\nName: chain\nVersion: 1\n")
+    (plugin / "entry_points.txt").write_text("[company.graphs]\nchain = tests.acceptance.graphs:CHAIN\n")
+    shell = Shell(
+        environment(folder / "home", PYTHONPATH=f"{ROOT}:{plugin.parent}", **addresses),
+        folder,
+    )
+    with OpenAIServer(answers) as endpoint:
+        process = shell.start("up", "--port", "0")
+        assert process.stdout is not None
+        first = process.stdout.readline().decode()
+        while first and not first.startswith("The company works at"):
+            first = process.stdout.readline().decode()
+        assert first, "the company did not come up"
+        yield Up(shell, process, first.split()[-1], endpoint)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) == 0
+
+
+@pytest.fixture(scope="module")
+async def addresses(servers: Any, empty_database: Any) -> dict[str, str]:
+    """The servers of the session, with an empty database of this file's own; `company up` migrates it."""
+    return {"DATABASE_URL": await empty_database(), "REDIS_URL": servers.redis_url}
+
+
+def test_help_imports_neither_database_nor_models_nor_servers() -> None:
+    heavy = ("sqlalchemy", "langgraph", "celery", "fastapi", "openai", "pydantic", "redis")
+    code = f"import backend.cli.app, sys; print([name for name in {heavy!r} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.strip() == "[]"
+
+
+def test_every_end_has_an_exit_code_of_its_own() -> None:
+    codes = [EXIT_CODES[status] for status in ENDED]
+    assert len(set(codes)) == len(codes)
+    assert set(codes) == {0, 3, 4, 5, 6}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["run", ""], 2, "empty"),
+        (["run", sys.executable], 2, "UTF-8"),
+        (["run", "missing.md"], 2, "no file missing.md"),
+        (["run", "A thing"], 1, "company up"),
+        (["run", "A thing", "--set", "parallelism"], 2, "KEY=VALUE"),
+        (["run", "A thing", "--budget-usd", "nan"], 2, "above 0"),
+        (["run", "A thing", "--budget-usd", "0"], 2, "above 0"),
+        (["runs"], 1, "company up"),
+        (["show", "last"], 1, "company up"),
+        (["why", "README.md"], 2, "FILE:LINE"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_a_sentence(alone: Shell, arguments: list[str], code: int, says: str) -> None:
+    done = alone.run(*arguments)
+    assert (done.returncode, says in done.stderr) == (code, True), done
+    assert "Traceback" not in done.stderr + done.stdout
+
+
+def test_a_brief_with_binary_in_it_is_refused(alone: Shell, tmp_path: Path) -> None:
+    (tmp_path / "brief.md").write_bytes(b"Build\x00me")
+    assert "NUL" in alone.run("run", "brief.md").stderr
+    assert "UTF-8" in alone.run("run", "-", stdin=b"\xff\xfe\x00").stderr
+    assert "200,001 bytes" in alone.run("run", "-", stdin=b"x" * 200_001).stderr
+
+
+def test_a_port_that_is_taken_is_named(up: Up, tmp_path: Path) -> None:
+    done = Shell(up.shell.environment | {"COMPANY_HOME": str(tmp_path)}, tmp_path).run(
+        "up", "--port", up.url.rsplit(":", 1)[1]
+    )
+    assert (done.returncode, "cannot be used" in done.stderr) == (1, True), done
+
+
+def test_a_run_is_followed_to_its_end_and_found_again(up: Up) -> None:
+    done = up.shell.run("run", "Build it.", "--wait", *up.settings())
+    assert done.returncode == 0, done
+    assert "COMPLETED" in done.stdout
+    listed = json.loads(up.shell.run("runs", "--json").stdout)
+    run_id = listed[0]["id"]
+    shown = json.loads(up.shell.run("show", run_id[:13], "--json").stdout)
+    assert (shown["status"], shown["tasks"], shown["spent"]["model_calls"]) == ("COMPLETED", {"DONE": 3}, 16)
+    watched = up.shell.run("watch", run_id, "--json")
+    seqs = [json.loads(line)["seq"] for line in watched.stdout.splitlines()]
+    assert (watched.returncode, seqs) == (0, list(range(1, len(seqs) + 1)))
+    cost = up.get(f"/api/runs/{run_id}/cost")
+    assert sum(line["calls"] for line in cost["by_node"]) == 16
+    assert up.get(f"/api/runs/{run_id}/graph")["visits"]["work"] >= 6
+    recorded = up.shell.run("record", run_id)
+    assert (recorded.returncode, recorded.stdout.startswith("recording: 1")) == (0, True), recorded
+    refused = up.shell.run("pause", run_id)
+    assert (refused.returncode, "COMPLETED" in refused.stderr) == (1, True)
+
+
+def test_json_output_of_a_run_is_json_alone(up: Up) -> None:
+    done = up.shell.run("run", "Build it.", "--wait", "--json", *up.settings())
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert (done.returncode, lines[-1]["status"], lines[0]["type"]) == (0, "COMPLETED", "run.created")
+
+
+def test_the_figures_of_the_worker_reach_the_api(up: Up) -> None:
+    up.shell.run("run", "Build it.", "--wait", *up.settings())
+    until = time.monotonic() + 30
+    found: set[str] = set()
+    wanted = {"company_model_tokens_total", "company_node_seconds_count", "company_queue_age_seconds"}
+    while not wanted <= found and time.monotonic() < until:
+        found = {line.split("{")[0].split(" ")[0] for line in up.get("/metrics").splitlines() if line[:1] != "#"}
+        time.sleep(0.5)
+    assert wanted <= found
+    assert len(up.get("/api/system")["workers"]) == 1
+
+
+def test_a_run_stops_at_its_budget(up: Up) -> None:
+    done = up.shell.run("run", "Build it.", "--wait", "--budget-tokens", "9000", *up.settings())
+    assert (done.returncode, "STOPPED_BUDGET" in done.stdout) == (3, True), done
+
+
+def test_a_run_that_holds_at_its_budget_goes_on_when_the_limit_is_raised(up: Up) -> None:
+    options = up.settings(**{"budget.on_exceed": "pause"})
+    done = up.shell.run("run", "Build it.", "--wait", "--budget-tokens", "9000", *options)
+    assert done.returncode == 7, done
+    shown = json.loads(up.shell.run("show", "--json").stdout)
+    question = shown["question_list"][0]["id"]
+    assert "company answer" in done.stdout
+    refused = up.shell.run("answer", question, "plenty")
+    assert (refused.returncode, "1.50 usd" in refused.stderr) == (2, True)
+    assert up.shell.run("answer", question, "500000 tokens").returncode == 0
+    assert up.shell.run("watch").returncode == 0
+    assert up.shell.run("answer", question, "1 usd").returncode == 1
+
+
+def test_a_run_waits_for_an_answer(up: Up) -> None:
+    done = up.shell.run("run", "A question for you.", "--wait", *up.settings())
+    assert (done.returncode, "Which colour?" in done.stdout) == (7, True), done
+    question = json.loads(up.shell.run("show", "--json").stdout)["question_list"][0]["id"]
+    assert up.shell.run("answer", question, "blue").returncode == 0
+    assert up.shell.run("watch").returncode == 0
+
+
+def test_a_run_fails_when_no_model_answers_and_can_be_retried(up: Up) -> None:
+    done = up.shell.run("run", "Build it.", "--wait", *up.settings("broken"))
+    assert done.returncode == 5, done
+    assert up.shell.run("retry").returncode == 0
+    assert up.shell.run("watch", "--after", "3").returncode == 5
+
+
+def test_a_run_is_paused_resumed_and_stopped_while_it_works(up: Up) -> None:
+    started = up.shell.run("run", "Build it.", "--json", *up.settings("slow"))
+    run_id = json.loads(started.stdout)["run_id"]
+    _until(up, run_id, "RUNNING")
+    assert up.shell.run("pause", run_id).returncode == 0
+    _until(up, run_id, "PAUSED")
+    assert up.shell.run("resume", run_id).returncode == 0
+    _until(up, run_id, "RUNNING")
+    assert up.shell.run("stop", run_id).returncode == 0
+    assert up.shell.run("watch", run_id).returncode == 6
+
+
+def _until(up: Up, run_id: str, status: str) -> None:
+    until = time.monotonic() + 30
+    while (seen := up.get(f"/api/runs/{run_id}")["status"]) != status:
+        assert time.monotonic() < until, seen
+        time.sleep(0.1)
+
+
+def test_an_archive_of_a_run_without_commits_is_refused(up: Up) -> None:
+    up.shell.run("run", "Build it.", "--wait", *up.settings())
+    done = up.shell.run("archive")
+    assert (done.returncode, "not committed anything" in done.stderr) == (1, True), done
+
+
+def test_the_doctor_tells_of_every_part(up: Up) -> None:
+    done = up.shell.run("doctor", "--json")
+    names = {check["name"] for check in json.loads(done.stdout)}
+    assert {"database", "broker", "sandbox", "scanners", "models"} <= names
+
+
+def test_migrating_twice_is_the_same_as_once(up: Up) -> None:
+    for _ in range(2):
+        done = up.shell.run("migrate")
+        assert (done.returncode, "newest revision" in done.stdout) == (0, True), done
