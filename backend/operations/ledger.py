@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from decimal import Decimal
 from uuid import UUID
 
-from sqlalchemy import func, select, text
+from sqlalchemy import func, select, text, tuple_
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from backend.adapters.db.tables import Budget, ModelCall, Project, ProjectRun
@@ -13,6 +14,7 @@ from backend.domain.config import RunConfig
 from backend.operations import events
 
 LOST = "The worker died while the call was in flight; the provider may have billed it, so its ceiling is booked."
+UNSENT = "The worker died before it had played the recorded reply; nothing was billed."
 CANCELLED = "The run was stopped while the call was in flight; the provider may have billed it: its ceiling is booked."
 
 _OPEN_ROLE = text(
@@ -42,7 +44,11 @@ async def open_budgets(session: AsyncSession, run: ProjectRun, config: RunConfig
 
 
 async def settle_lost(session: AsyncSession, run: ProjectRun) -> Sequence[UUID]:
-    """Book the reservations of earlier leases at their ceiling; the caller holds the run's row lock."""
+    """Settle the reservations of earlier leases; the caller holds the run's row lock.
+
+    A provider may have billed a call whose answer never came, so its ceiling is booked. A replayed call never left the
+    worker that died: its reservation is given back.
+    """
     lost = await session.scalars(
         select(ModelCall).where(
             ModelCall.run_id == run.id, ModelCall.status == "reserved", ModelCall.lease_epoch < run.lease_epoch
@@ -50,42 +56,52 @@ async def settle_lost(session: AsyncSession, run: ProjectRun) -> Sequence[UUID]:
     )
     settled = list(lost)
     for call in settled:
-        await _book_ceiling(session, run, call)
+        await _settle(session, run, call, billed=not _is_replayed(run, call))
     return [call.id for call in settled]
 
 
-async def _book_ceiling(session: AsyncSession, run: ProjectRun, call: ModelCall) -> None:
-    call.status, call.error, call.settled_at = "failed", LOST, func.clock_timestamp()
+def _is_replayed(run: ProjectRun, call: ModelCall) -> bool:
+    provider = run.config_snapshot["models"]["providers"].get(call.provider, {})
+    return bool(provider.get("kind") == "replay")
+
+
+async def _settle(session: AsyncSession, run: ProjectRun, call: ModelCall, *, billed: bool) -> None:
+    held_tokens, held_usd = call.reserved_tokens, call.reserved_usd
+    tokens, usd = (held_tokens, held_usd) if billed else (0, Decimal(0))
+    call.status, call.error = ("failed", LOST) if billed else ("released", UNSENT)
+    call.settled_at = func.clock_timestamp()
     # The quote's parts are not kept apart: the whole ceiling is booked as input.
-    call.tokens_input, call.cost_usd = call.reserved_tokens, call.reserved_usd
-    run.spent_tokens_input += call.reserved_tokens
-    run.spent_usd += call.reserved_usd
-    run.reserved_tokens -= call.reserved_tokens
-    run.reserved_usd -= call.reserved_usd
-    run.model_calls += 1
+    call.tokens_input, call.cost_usd = tokens, usd
+    run.spent_tokens_input += tokens
+    run.spent_usd += usd
+    run.reserved_tokens -= held_tokens
+    run.reserved_usd -= held_usd
+    run.model_calls += int(billed)
+    for budget in await _budgets_of(session, run, call):
+        budget.spent_tokens += tokens
+        budget.spent_usd += usd
+        budget.reserved_tokens = max(0, budget.reserved_tokens - held_tokens)
+        budget.reserved_usd = max(budget.reserved_usd - held_usd, Decimal(0))
+    project = await session.get_one(Project, run.project_id)
+    project.spent_usd = Project.spent_usd + usd
+    if billed:
+        told = {"role": call.role, "model": call.model, "node": call.node, "visit": call.visit, "error": LOST}
+        events.record(session, run, "model.failed", told, source="engine")
+    await session.flush()
+
+
+async def _budgets_of(session: AsyncSession, run: ProjectRun, call: ModelCall) -> Sequence[Budget]:
+    """The budgets beside the run's own that a call was reserved against, locked."""
     month = call.created_at.strftime("%Y-%m")
-    for scope, owner, name in (
+    scopes = (
         ("run_role", run.id, call.role),
         ("project", run.project_id, "all"),
         ("tenant_month", run.tenant_id, month),
-    ):
-        budget = await session.scalar(
-            select(Budget)
-            .where(Budget.scope == scope, Budget.owner_id == owner, Budget.name == name)
-            .with_for_update(key_share=True)
-        )
-        if budget is not None:
-            budget.spent_tokens += call.reserved_tokens
-            budget.spent_usd += call.reserved_usd
-            budget.reserved_tokens = max(0, budget.reserved_tokens - call.reserved_tokens)
-            budget.reserved_usd = max(budget.reserved_usd - call.reserved_usd, type(budget.reserved_usd)(0))
-    project = await session.get_one(Project, run.project_id)
-    project.spent_usd = Project.spent_usd + call.reserved_usd
-    events.record(
-        session,
-        run,
-        "model.failed",
-        {"role": call.role, "model": call.model, "node": call.node, "visit": call.visit, "error": LOST},
-        source="engine",
     )
-    await session.flush()
+    found = await session.scalars(
+        select(Budget)
+        .where(tuple_(Budget.scope, Budget.owner_id, Budget.name).in_(scopes))
+        .order_by(Budget.scope)
+        .with_for_update(key_share=True)
+    )
+    return found.all()

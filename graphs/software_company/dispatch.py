@@ -106,7 +106,7 @@ class _Turn:
             card = self.board[key]
             if "commit" not in card:
                 card["base"] = card["start"] = self.head
-            self._move(key, TaskStatus.IN_PROGRESS, Stage.WORKING, iteration=card.get("rounds", 0))
+            self._move(key, TaskStatus.IN_PROGRESS, Stage.WORKING, iteration=card.get("rounds", 0) + 1)
             card["visit"] = number
             sends.append(Send("dev_work", {"job": self._job(key, number)}))
         return sends
