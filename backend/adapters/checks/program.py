@@ -23,7 +23,7 @@ class ProgramChecks:
     def __init__(self, workspace: GitWorkspace, sandbox: Sandbox, config: RunConfig, *, online: bool = True) -> None:
         """Check commits of `workspace` with the limits of the run's configuration.
 
-        Without `online` the dependency audit asks nobody and judges by the shipped advisories.
+        Without `online` the dependency audit asks nobody: pinned dependencies then fail it, weak ones are named.
         """
         self.online = online
         self.workspace = workspace

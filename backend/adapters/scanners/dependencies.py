@@ -1,6 +1,7 @@
-"""The dependency audit: pip-audit where its data can be reached, else the shipped advisories, else a failure.
+"""The dependency audit: pip-audit where its data can be reached; else a failure, with what is known all the same.
 
-It says which data it used. A package that the data say nothing about is never called safe.
+The shipped advisories are a selection: they can show that a version is weak, never that one is sound. The report says
+which data judged, and how old they are.
 """
 
 from __future__ import annotations
@@ -8,12 +9,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import operator
 import os
 import signal
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -30,6 +33,7 @@ from backend.domain.ports import ScannerRun
 NAME = "dependencies"
 _ADVISORIES = Path(__file__).with_name("advisories.yaml")
 _SECONDS = 60.0
+_SIGNS: dict[str, Callable[[Any, Any], bool]] = {"<": operator.lt, "<=": operator.le, ">=": operator.ge}
 
 
 async def scan(place: Scratch, texts: Sequence[str], *, online: bool) -> Outcome:
@@ -77,16 +81,24 @@ async def _audit(pinned: Sequence[Dependency], *, online: bool) -> tuple[str, li
         if answer is not None:
             return f"pip-audit {version('pip-audit')}", answer, None
     data = await asyncio.to_thread(_shipped)
-    source = f"shipped advisories as of {data['as_of']}"
-    unknown = sorted({dependency.name for dependency in pinned} - set(data["packages"]))
-    found = [raw for dependency in pinned for raw in _known(dependency, data["packages"].get(dependency.name, []))]
-    if unknown:
-        return (
-            source,
-            found,
-            f"the {source} say nothing about {', '.join(unknown[:5])}, and the network is not reachable",
-        )
-    return source, found, None
+    source = _described(data)
+    found = [raw for dependency in pinned for raw in _known(dependency, data["advisories"])]
+    names = sorted({dependency.name for dependency in pinned})
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return (
+        source,
+        found,
+        f"no complete advisory data can be reached, so nobody can vouch for {', '.join(names[:5])}{more}; all there was "
+        f"are {source}. Let this machine reach the package index, or take `dependencies` out of /checks/scanners",
+    )
+
+
+def _described(data: Mapping[str, Any]) -> str:
+    age = (datetime.now(UTC).date() - data["as_of"]).days
+    return (
+        f"{len(data['advisories'])} shipped advisories as of {data['as_of']} "
+        f"({max(0, age)} days old, a selection that is not complete)"
+    )
 
 
 def _shipped() -> dict[str, Any]:
@@ -94,19 +106,33 @@ def _shipped() -> dict[str, Any]:
     return loaded
 
 
-def _known(dependency: Dependency, advisories: Sequence[dict[str, Any]]) -> list[Raw]:
+def _known(dependency: Dependency, advisories: Sequence[Mapping[str, Any]]) -> list[Raw]:
     try:
         installed = Version(str(dependency.version))
     except InvalidVersion:
         message = f"The version {dependency.version} of {dependency.name} is not a version."
         return [Raw("version", Severity.HIGH, dependency.path, dependency.line, message)]
-    found = []
-    for advisory in advisories:
-        if installed < Version(str(advisory["below"])):
-            message = f"{dependency.name} {installed} has {advisory['id']}; it is mended in {advisory['below']}."
-            severity = Severity(advisory["severity"])
-            found.append(Raw(str(advisory["id"]), severity, dependency.path, dependency.line, message))
-    return found
+    return [
+        Raw(
+            str(advisory["id"]),
+            Severity(advisory["severity"]),
+            dependency.path,
+            dependency.line,
+            f"{dependency.name} {installed} has {advisory['id']} (affected: {' or '.join(advisory['affected'])}); "
+            f"see {advisory['source']}.",
+        )
+        for advisory in advisories
+        if advisory["package"] == dependency.name and any(_within(installed, span) for span in advisory["affected"])
+    ]
+
+
+def _within(installed: Version, span: str) -> bool:
+    """Whether a version lies in a range such as `>=2.3.0,<2.31.0`; release candidates count by their order alone."""
+    for bound in span.split(","):
+        sign = bound[: len(bound) - len(bound.lstrip("<>="))]
+        if not _SIGNS[sign](installed, Version(bound[len(sign) :])):
+            return False
+    return True
 
 
 async def _pip_audit(pinned: Sequence[Dependency]) -> list[Raw] | None:

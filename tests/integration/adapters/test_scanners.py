@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
+import yaml
 
 from backend.adapters.checks.program import ProgramChecks
 from backend.adapters.sandbox import Sandbox
+from backend.adapters.scanners import dependencies
 from backend.adapters.workspace import GitWorkspace
 from backend.domain.config import ChecksConfig, RunConfig, SandboxConfig, WorkspaceConfig
 from backend.domain.finding import Severity
@@ -163,17 +166,58 @@ async def test_our_own_rules_let_pass(bench: Bench, line: str) -> None:
     assert rules(await bench.scan({"a.txt": line + "\n"}, "secret-rules")) == set()
 
 
-async def test_known_weak_dependencies_are_found_offline(bench: Bench) -> None:
+async def test_offline_weak_dependencies_are_named_and_the_audit_still_fails(bench: Bench) -> None:
     report = await bench.scan({"requirements.txt": "# web\npyyaml==5.3\nrequests>=2\n"}, "dependencies")
     assert rules(report) == {("CVE-2020-14343", "requirements.txt", 2), ("unpinned", "requirements.txt", 3)}
-    assert "shipped advisories as of 2025" in report.scanners[0].version
-    assert report.scanners[0].failed is None
+    run = report.scanners[0]
+    assert "shipped advisories as of 20" in run.version
+    assert "days old, a selection that is not complete" in run.version
+    assert run.failed is not None
+    assert "nobody can vouch for pyyaml" in run.failed
+    assert run.files_scanned == 0
+
+
+async def test_offline_no_pinned_version_is_called_sound(bench: Bench) -> None:
+    report = await bench.scan({"requirements.txt": "pyyaml==6.0.3\n"}, "dependencies")
+    assert report.findings == ()
+    assert report.scanners[0].failed is not None
+
+
+@pytest.mark.parametrize(
+    ("pin", "weak"),
+    [
+        ("flask==2.2.4", True),
+        ("flask==2.2.5", False),
+        ("flask==2.3.1", True),
+        ("flask==2.3.2", False),
+        ("requests==2.2.1", False),
+        ("urllib3==2.0.5", True),
+        ("gunicorn==21.2.0", True),
+        ("jinja2==3.1.4rc1", True),
+    ],
+)
+async def test_an_advisory_counts_within_its_affected_range(bench: Bench, pin: str, weak: bool) -> None:
+    ids = {"flask": "CVE-2023-30861", "requests": "CVE-2023-32681", "urllib3": "CVE-2023-43804"}
+    ids |= {"gunicorn": "CVE-2024-1135", "jinja2": "CVE-2024-34064"}
+    report = await bench.scan({"requirements.txt": f"{pin}\n"}, "dependencies")
+    assert (ids[pin.partition("==")[0]] in {finding.rule for finding in report.findings}) is weak
+
+
+def test_every_shipped_advisory_names_the_text_it_was_read_from() -> None:
+    data = yaml.safe_load((Path(dependencies.__file__).parent / "advisories.yaml").read_text())
+    for entry in data["advisories"]:
+        assert re.fullmatch(r"https://github\.com/advisories/GHSA(-[23456789cfghjmpqrvwx]{4}){3}", entry["source"])
+        assert re.fullmatch(r"CVE-\d{4}-\d{4,}|GHSA-.*", entry["id"])
+        assert entry["modified"] <= data["as_of"] <= data["read_on"]
+        assert Severity(entry["severity"])
+        for span in entry["affected"]:
+            assert re.fullmatch(r"(?:>=[\d.]+,)?<=?[\d.]+", span)
 
 
 @pytest.mark.parametrize(
     ("files", "why"),
     [
-        ({"requirements.txt": "a-package-nobody-knows==1.0\n"}, "say nothing about a-package-nobody-knows"),
+        ({"requirements.txt": "a-package-nobody-knows==1.0\n"}, "nobody can vouch for a-package-nobody-knows"),
         ({"pyproject.toml": "[project]\ndependencies = ['x @ https://h/x.whl']\n"}, "cannot read pyproject.toml"),
         ({"pyproject.toml": "not toml ["}, "cannot read pyproject.toml"),
         ({"package.json": '{"dependencies": {"left-pad": "1.0.0"}}'}, "npm packages cannot be audited"),
