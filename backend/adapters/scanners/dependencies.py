@@ -88,8 +88,8 @@ async def _audit(pinned: Sequence[Dependency], *, online: bool) -> tuple[str, li
     return (
         source,
         found,
-        f"no complete advisory data can be reached, so nobody can vouch for {', '.join(names[:5])}{more}; all there was "
-        f"are {source}. Let this machine reach the package index, or take `dependencies` out of /checks/scanners",
+        f"no complete advisory data can be reached, so nobody can vouch for {', '.join(names[:5])}{more}; there were "
+        f"only {source}. Let this machine reach the package index, or take `dependencies` out of /checks/scanners",
     )
 
 
