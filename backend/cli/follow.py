@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
@@ -29,6 +30,8 @@ EXIT_CODES = {
     RunStatus.WAITING: 7,
     RunStatus.PAUSED: 7,
 }
+SPEND_EVERY = 8
+"""Calls between two printed lines of spend."""
 _STYLES = {"approve": "green", "pass": "green", "fail": "red", "stop": "red", "again": "yellow", "fix": "yellow"}
 
 
@@ -42,8 +45,10 @@ class Progress:
     titles: dict[str, str] = field(default_factory=dict)
     calls: int = 0
     tokens: int = 0
-    usd: float = 0.0
+    usd: Decimal = Decimal(0)
     node: str = ""
+    told: int = 0
+    """Calls when the spend was last printed."""
 
     def show(self, kind: str, payload: Mapping[str, Any]) -> None:
         """Take one event in."""
@@ -55,10 +60,12 @@ class Progress:
             self.console.print(row)
         if self.status is not None:
             done = sum(status == "DONE" for status in self.tasks.values())
-            self.status.update(
-                f"{self.node or 'queued'} · tasks {done}/{len(self.tasks)} · {self.calls} model calls · "
-                f"{self.tokens:,} tokens · ${self.usd:.4f}"
-            )
+            self.status.update(f"{self.node or 'queued'} · tasks {done}/{len(self.tasks)} · {self.spend}")
+
+    @property
+    def spend(self) -> str:
+        """What the run has used so far."""
+        return f"{self.calls} model calls · {self.tokens:,} tokens · ${self.usd:.4f}"
 
     def _line(self, kind: str, payload: Mapping[str, Any]) -> tuple[str, str, str] | None:
         noun = kind.partition(".")[0]
@@ -71,16 +78,23 @@ class Progress:
         reason = payload.get("reason")
         return "run", f"{said}: {reason}" if reason else said, "bold"
 
-    def _node(self, kind: str, payload: Mapping[str, Any]) -> None:
+    def _node(self, kind: str, payload: Mapping[str, Any]) -> tuple[str, str, str] | None:
+        node = str(payload.get("node", ""))
         if kind == "node.started":
-            self.node = str(payload.get("node", ""))
+            self.node = node
+            return None
+        # Where a terminal moves a line with the spend, it need not be printed as well.
+        if self.status is not None or self.calls - self.told < SPEND_EVERY:
+            return None
+        self.told = self.calls
+        return "spend", f"{self.spend} · after {node}", "dim"
 
     def _task(self, kind: str, payload: Mapping[str, Any]) -> tuple[str, str, str] | None:
         key = str(payload.get("key", "?"))
         if kind == "task.created":
             self.tasks[key] = "CREATED"
             self.titles[key] = str(payload.get("title", ""))
-            return str(payload.get("role", "task")), f"{key} {self.titles[key]}", ""
+            return "plan", f"{key} · {self.titles[key]}", ""
         if kind != "task.moved":
             return None
         self.tasks[key] = str(payload.get("to"))
@@ -94,7 +108,7 @@ class Progress:
             return str(payload.get("role", "model")), f"a call failed: {payload.get('error')}", "yellow"
         self.calls += 1
         self.tokens += int(payload.get("tokens_input", 0)) + int(payload.get("tokens_output", 0))
-        self.usd += float(payload.get("cost_usd", 0) or 0)
+        self.usd += Decimal(str(payload.get("cost_usd") or 0))
         return None
 
     def _gate(self, kind: str, payload: Mapping[str, Any]) -> tuple[str, str, str]:

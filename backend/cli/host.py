@@ -10,7 +10,6 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from rich.console import Console
 from rich.text import Text
@@ -18,7 +17,7 @@ from rich.text import Text
 from backend.adapters.llm.replay import Recordings
 from backend.cli import follow, start
 from backend.cli.place import Company, do, prepare, reached, with_addresses
-from backend.cli.screen import screen
+from backend.cli.screen import screen, typed
 from backend.engine.embedded import Children, Stack, wait_for_signal
 from backend.errors import Unavailable
 from backend.settings import Settings
@@ -39,7 +38,7 @@ def up(port: int | None, workers: int) -> int:
         console.print(Text(f"  API         http://{started.host}:{started.port}/docs"))
         console.print(Text(f"  Database    {_shown(started)}"))
         console.print(Text(f"  Logs        {started.home / 'logs'}"))
-        console.print(Text("  Start       company run BRIEF.md --wait"))
+        console.print(Text(f"  Start       {typed(settings)} run BRIEF.md --wait"))
         console.print(Text("Ctrl-C ends it; runs go on from where they are when it starts again."))
         wait_for_signal()
         console.print(Text("Handing the runs back …"))
@@ -66,17 +65,20 @@ def demo() -> int:
 
 
 def _tell_more(console: Console, settings: Settings, run_id: str) -> None:
-    home = "" if settings.home == Path(".company") else f"COMPANY_HOME={settings.home} "
+    command = typed(settings)
+    api = f"http://{settings.host}:{Settings().port}"
+    console.print(Text(f"\nStart it again with `{command} up`, then:", style="bold"))
     for what, how in (
-        ("Everything", f"{home}company show {run_id}"),
-        ("Why a line", f"{home}company why README.md:1"),
-        ("API", f"{home}company up    then http://{settings.host}:{Settings().port}/docs"),
-        ("Tasks", f"curl http://{settings.host}:{Settings().port}/api/tasks/tree?run_id={run_id}"),
-        ("Comments", f"curl http://{settings.host}:{Settings().port}/api/comments?run_id={run_id}"),
-        ("SQL", "SELECT * FROM v_run_timeline; at the database that `company up` names"),
-        ("Your own", f"{home}OPENAI_API_KEY=… company run BRIEF.md --budget-usd 2 --wait"),
+        ("Everything", f"{command} show {run_id}"),
+        ("Why a line", f"{command} why README.md:1"),
+        ("API", f"{api}/docs"),
+        ("Tasks", f"curl '{api}/api/tasks/tree?run_id={run_id}'"),
+        ("Comments", f"curl '{api}/api/comments?run_id={run_id}'"),
+        ("SQL", "SELECT * FROM v_run_overview, v_task_tree, v_cost_by_role … at the address that `up` prints"),
     ):
         console.print(Text(f"  {what:<11} {how}"))
+    console.print(Text("\nA brief of your own, with any model that speaks the OpenAI protocol:", style="bold"))
+    console.print(Text(f"  OPENAI_API_KEY=… {command} run BRIEF.md --budget-usd 2 --wait"))
 
 
 def migrate() -> int:
