@@ -25,4 +25,4 @@ def typed(settings: Settings) -> str:
     """The command as a person here would type it: `company`, or its path where it is not on the PATH."""
     program = Path(sys.argv[0])
     name = "company" if shutil.which("company") else os.path.relpath(program)
-    return name if settings.home == Path(".company").absolute() else f"COMPANY_HOME={settings.home} {name}"
+    return name if settings.home.absolute() == Path(".company").absolute() else f"COMPANY_HOME={settings.home} {name}"

@@ -145,6 +145,9 @@ async def _look(session: AsyncSession, run: ProjectRun, project: Project, config
     )
 
 
+STOPPED = "Somebody stopped the run."
+
+
 async def _owned(session: AsyncSession, run_id: UUID, epoch: int) -> ProjectRun:
     run = await session.scalar(
         select(ProjectRun)
@@ -163,11 +166,15 @@ async def release(sessions: Sessions, bell: Bell, run_id: UUID, epoch: int, *, l
         run = await _owned(session, run_id, epoch)
         if run.status != RunStatus.RUNNING:
             return
-        # A run that was given back on purpose is no poison.
-        run.claims = 0
-        await session.flush()
-        await session.execute(_WORKED, {"run": run_id, "ttl": lease_seconds, "again": True})
-        ring_after_commit(session, run_id)
+        await _give_back(session, run, lease_seconds)
+
+
+async def _give_back(session: AsyncSession, run: ProjectRun, lease_seconds: float) -> None:
+    # A run that was given back on purpose is no poison.
+    run.claims = 0
+    await session.flush()
+    await session.execute(_WORKED, {"run": run.id, "ttl": lease_seconds, "again": True})
+    ring_after_commit(session, run.id)
 
 
 async def pause(
@@ -180,12 +187,19 @@ async def pause(
     reason: str,
     question: Mapping[str, Any] | None = None,
 ) -> None:
-    """Let a run hold until somebody resumes it, with a budget question if one is given."""
+    """Let a run hold until somebody resumes it, with a budget question if one is given.
+
+    What people asked for while the run came to its safe point counts: a pause taken back gives the run back, a stop
+    ends it.
+    """
     async with transaction(sessions, bell) as session:
         run = await _owned(session, run_id, epoch)
         if run.status != RunStatus.RUNNING:
             return
-        if question is not None:
+        if question is None and run.requested == Request.NONE:
+            await _give_back(session, run, lease_seconds)
+            return
+        if question is not None and run.requested != Request.STOP:
             _ask(session, run, QuestionKind.BUDGET, question)
         await _hold(session, run, RunStatus.PAUSED, "run.paused", reason, lease_seconds)
 
@@ -245,12 +259,15 @@ def _ask(session: AsyncSession, run: ProjectRun, kind: QuestionKind, question: M
 async def _hold(
     session: AsyncSession, run: ProjectRun, status: RunStatus, event: str, reason: str, lease_seconds: float
 ) -> None:
-    run.status = transition(MOVES, RunStatus(run.status), status, what=f"Run {run.number}")
-    if status is RunStatus.PAUSED:
-        run.requested = Request.NONE
-    run.stop_reason, run.claims = reason, 0
-    run.version += 1
-    events.record(session, run, event, {"reason": reason}, source="engine")
+    if run.requested == Request.STOP:
+        await _end(session, run, RunStatus.STOPPED_USER, code="stopped_by_person", message=STOPPED)
+    else:
+        run.status = transition(MOVES, RunStatus(run.status), status, what=f"Run {run.number}")
+        if status is RunStatus.PAUSED:
+            run.requested = Request.NONE
+        run.stop_reason, run.claims = reason, 0
+        run.version += 1
+        events.record(session, run, event, {"reason": reason}, source="engine")
     await session.flush()
     await session.execute(_WORKED, {"run": run.id, "ttl": lease_seconds, "again": False})
 

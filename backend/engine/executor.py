@@ -285,7 +285,7 @@ class Slice:
     async def _hold(self) -> bool:
         reason = self._lease.reason
         if reason == "stop":
-            await self._end(_End(RunStatus.STOPPED_USER, "stopped_by_person", "Somebody stopped the run."))
+            await self._end(_End(RunStatus.STOPPED_USER, "stopped_by_person", claims.STOPPED))
         elif reason == "seconds":
             return await self._pass_budget_gate(
                 f"The run has worked for its {self._claimed.facts.config.budget.seconds} seconds.", "seconds"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from decimal import Decimal
+from uuid import UUID
 
 from sqlalchemy import select
 
@@ -91,6 +92,42 @@ async def test_a_pause_in_the_middle_of_a_node_holds_and_pays_nothing_twice(comp
     await company.executor.execute(run_id)
     assert (await company.row(run_id))["status"] == "COMPLETED"
     assert len(company.transport.calls) == 16
+    await company.check(run_id)
+
+
+async def _on_its_way_to_a_pause(company: Company) -> tuple[UUID, asyncio.Task[None]]:
+    run_id = await company.run()
+    company.transport.gate.clear()
+    driving = asyncio.create_task(company.executor.execute(run_id))
+    await company.until(lambda: company.transport.calls)
+    await company.operate(runs.pause, run_id, by="ada")
+    await company.until(lambda: company.executor.leases[run_id].reason == "pause")
+    return run_id, driving
+
+
+async def test_a_pause_that_is_taken_back_before_the_safe_point_does_not_hold_the_run(company: Company) -> None:
+    run_id, driving = await _on_its_way_to_a_pause(company)
+    await company.operate(runs.resume, run_id, by="ada")
+    rung = len(company.bell.rung)
+    company.transport.gate.set()
+    await driving
+    row = await company.row(run_id)
+    assert (row["status"], row["requested"]) == ("RUNNING", "none")
+    assert company.bell.rung[rung:] == [run_id], "nobody was told that the run goes on"
+    await company.executor.execute(run_id)
+    assert (await company.row(run_id))["status"] == "COMPLETED"
+    await company.check(run_id)
+
+
+async def test_a_stop_that_comes_while_a_pause_is_under_way_is_not_lost(company: Company) -> None:
+    run_id, driving = await _on_its_way_to_a_pause(company)
+    company.heartbeat.remove(company.executor.leases[run_id])  # the worker has not heard of the stop when it holds
+    await company.operate(runs.stop, run_id, by="ada")
+    company.transport.gate.set()
+    await driving
+    row = await company.row(run_id)
+    assert (row["status"], row["requested"]) == ("STOPPED_USER", "none")
+    assert row["ended_at"] is not None
     await company.check(run_id)
 
 
