@@ -211,10 +211,14 @@ class ScannerRun:
 
 @dataclass(frozen=True, slots=True)
 class ScanReport:
-    """What the scanners found; a scanner that failed fails the gate."""
+    """What the scanners found; a scanner that failed fails the gate.
+
+    `secrets` are the values that findings are about, to be masked wherever findings are spoken of; they go nowhere.
+    """
 
     findings: tuple[ScanFinding, ...]
     scanners: tuple[ScannerRun, ...]
+    secrets: tuple[str, ...] = field(default=(), repr=False)
 
 
 class Checks(Protocol):

@@ -17,6 +17,7 @@ from backend.domain.finding import FindingSource
 from backend.domain.gates import Decision, Gate, Verdict
 from backend.domain.ports import RunContext, ScanFinding, ScannerRun, ScanReport, Visit
 from backend.domain.role import Role
+from backend.domain.secret import masked
 from backend.domain.task import TaskKind
 from backend.domain.triage import Triage
 from graphs.software_company import trail
@@ -75,7 +76,21 @@ async def _explain(
     others = [found for found in report.findings if found not in blocked]
     triage = await security.triage(desk, blocking=blocked, others=others)
     await context.workspace.release("security")
-    return triage, desk.meter
+    return _discreet(triage, report), desk.meter
+
+
+def _discreet(triage: Triage, report: ScanReport) -> Triage:
+    """The triage without the secrets that the role saw in the files: tasks and comments are kept and read by many."""
+    entries = tuple(
+        entry.model_copy(
+            update={
+                "explanation": masked(entry.explanation, report.secrets),
+                "proposal": masked(entry.proposal, report.secrets),
+            }
+        )
+        for entry in triage.findings
+    )
+    return triage.model_copy(update={"summary": masked(triage.summary, report.secrets), "findings": entries})
 
 
 def _fixes(

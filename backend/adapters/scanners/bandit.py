@@ -17,6 +17,7 @@ from backend.domain.finding import Severity
 from backend.domain.ports import ScannerRun
 
 NAME = "bandit"
+PASSWORDS = frozenset({"B105", "B106", "B107"})
 _IN_TESTS = frozenset({"B101"})
 _PYCRYPTO_ONLY = frozenset({"B413"})
 _SEVERITY = {"LOW": Severity.LOW, "MEDIUM": Severity.MEDIUM, "HIGH": Severity.HIGH}
@@ -58,7 +59,9 @@ def _path(name: str) -> str:
 
 def _raw(result: dict[str, Any]) -> Raw:
     severity = _SEVERITY.get(str(result["issue_severity"]), Severity.MEDIUM)
-    text = f"{result['issue_text']} ({result['test_name']}, confidence {str(result['issue_confidence']).lower()})"
+    # These rules quote the password itself.
+    said = "A password is written into the source" if result["test_id"] in PASSWORDS else result["issue_text"]
+    text = f"{said} ({result['test_name']}, confidence {str(result['issue_confidence']).lower()})"
     return Raw(str(result["test_id"]), severity, _path(str(result["filename"])), int(result["line_number"]), text)
 
 

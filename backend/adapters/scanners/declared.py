@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from backend.domain.secret import masked
+
 _REQUIREMENT = re.compile(r"^\s*([A-Za-z0-9][\w.-]*)\s*(?:\[[^\]]*\])?\s*\(?([^;#@)]*)")
 
 
@@ -69,14 +71,14 @@ def _requirements(path: str, body: str) -> Iterator[Dependency]:
         if text.startswith("-"):
             if re.match(r"^(?:-r|-c|--requirement|--constraint|--hash)\b", text):
                 continue
-            raise ValueError(f"line {number}: {text[:60]} is not a plain requirement")
+            raise ValueError(f"line {number}: {masked(text)[:60]} is not a plain requirement")
         yield _one(text, path, number)
 
 
 def _one(text: str, path: str, line: int | None) -> Dependency:
     match = _REQUIREMENT.match(text)
     if match is None or "://" in text:
-        raise ValueError(f"{text[:60]!r} cannot be audited: name a package and a version")
+        raise ValueError(f"{masked(text)[:60]!r} cannot be audited: name a package and a version")
     pinned = re.fullmatch(r"={2,3}\s*([\w.!+-]+)", match[2].replace("\\", "").strip().split(" --hash")[0].strip())
     return Dependency(re.sub(r"[-_.]+", "-", match[1]).lower(), pinned[1] if pinned else None, path, line)
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from backend.domain.finding import Severity, fingerprint
 from backend.domain.ports import ScanFinding, ScannerRun
+from backend.domain.secret import literals, masked
 
 _LONGEST_MESSAGE = 1000
 
@@ -39,8 +40,17 @@ def failed(
     return Outcome(ScannerRun(scanner, version, expected, scanned, seconds, why))
 
 
-def fingerprinted(scanner: str, found: Sequence[Raw], root: Path) -> list[ScanFinding]:
-    """Give each finding its fingerprint, equal lines counted in order; exact repeats are dropped."""
+def secrets_at(found: Sequence[Raw], root: Path) -> frozenset[str]:
+    """Return what may be the secrets in the lines that these findings of secrets point at."""
+    lines: dict[str, list[str]] = {}
+    return frozenset(value for raw in found if raw.line for value in literals(_line(root, raw, lines)))
+
+
+def fingerprinted(scanner: str, found: Sequence[Raw], root: Path, secrets: Collection[str] = ()) -> list[ScanFinding]:
+    """Give each finding its fingerprint, equal lines counted in order; exact repeats are dropped.
+
+    Messages come out without the `secrets` and without what looks like one.
+    """
     lines: dict[str, list[str]] = {}
     seen: Counter[tuple[str, str, str]] = Counter()
     done: list[ScanFinding] = []
@@ -50,7 +60,7 @@ def fingerprinted(scanner: str, found: Sequence[Raw], root: Path) -> list[ScanFi
         key = (raw.rule, raw.path or "", snippet)
         mark = fingerprint(scanner, raw.rule, raw.path or "", snippet, seen[key])
         seen[key] += 1
-        message = raw.message.replace("\0", "")[:_LONGEST_MESSAGE]
+        message = masked(raw.message.replace("\0", "")[: 4 * _LONGEST_MESSAGE], secrets)[:_LONGEST_MESSAGE]
         done.append(ScanFinding(mark, scanner, raw.rule, raw.severity, raw.path, raw.line, message))
     return done
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 
 from backend.adapters.checks.scratch import Scratch
 from backend.adapters.sandbox import Sandbox
 from backend.adapters.scanners import bandit, dependencies, detect_secrets, secret_rules, semgrep
-from backend.adapters.scanners.found import Outcome, fingerprinted
+from backend.adapters.scanners.found import Outcome, Raw, fingerprinted, secrets_at
 from backend.adapters.scanners.linters import Linters
 from backend.adapters.scanners.prepared import prepare
 from backend.domain.config import ChecksConfig, SandboxConfig
 from backend.domain.ports import ScanReport
+from backend.domain.secret import masked
 
 
 async def scan(
@@ -48,6 +50,15 @@ async def lint(place: Scratch, checks: ChecksConfig, sandbox: Sandbox, config: S
 
 
 def _together(outcomes: Sequence[Outcome], place: Scratch) -> ScanReport:
-    found = [finding for done in outcomes for finding in fingerprinted(done.run.scanner, done.found, place.tree)]
+    secrets = frozenset(value for done in outcomes for value in secrets_at(_of_secrets(done), place.tree))
+    found = [
+        finding for done in outcomes for finding in fingerprinted(done.run.scanner, done.found, place.tree, secrets)
+    ]
     found.sort(key=lambda finding: (-finding.severity.rank, finding.path or "", finding.line or 0, finding.fingerprint))
-    return ScanReport(tuple(found), tuple(done.run for done in outcomes))
+    runs = tuple(replace(done.run, failed=done.run.failed and masked(done.run.failed, secrets)) for done in outcomes)
+    return ScanReport(tuple(found), runs, tuple(sorted(secrets)))
+
+
+def _of_secrets(done: Outcome) -> list[Raw]:
+    whole = done.run.scanner in {detect_secrets.NAME, secret_rules.NAME}
+    return [raw for raw in done.found if whole or raw.rule in bandit.PASSWORDS]
