@@ -69,6 +69,10 @@ class Transport(Protocol):
         """The worst case of a call."""
         ...
 
+    async def admit(self, choice: Choice, config: RunConfig) -> None:
+        """Return once the provider may be asked."""
+        ...
+
     async def send(self, choice: Choice, request: ModelRequest, position: Position, config: RunConfig) -> Exchange:
         """One attempt; raises `CallFailed`."""
         ...
@@ -147,7 +151,7 @@ class Journal:
         place, tries = 0, 0
         while True:
             choice = listed[place]
-            books.lease.check()
+            await books.lease.patient(books.transport.admit(choice, books.config))
             tried, tries = tried + 1, tries + 1
             attempt = Attempt(
                 position=position,

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -104,6 +104,24 @@ class Lease:
                 await asyncio.wait_for(self.changed.wait(), left)
             except TimeoutError:
                 return
+
+    async def patient(self, waiting: Coroutine[Any, Any, None]) -> None:
+        """Wait for something that costs nothing, until something is asked of the run; raises as `check` does."""
+        task = asyncio.ensure_future(waiting)
+        changed: asyncio.Task[Any] | None = None
+        try:
+            while not task.done():
+                self.changed.clear()
+                self.check()
+                changed = asyncio.ensure_future(self.changed.wait())
+                await asyncio.wait({task, changed}, return_when=asyncio.FIRST_COMPLETED)
+                changed.cancel()
+            self.check()
+            task.result()
+        finally:
+            task.cancel()
+            if changed is not None:
+                changed.cancel()
 
 
 class Heartbeat:

@@ -53,6 +53,15 @@ class Gateway:
             price_version=priced.version if priced is not None else "",
         )
 
+    async def admit(self, choice: Choice, config: RunConfig) -> None:
+        """Return once the provider's rate limit lets one more call through; may be cancelled at any time.
+
+        Waited for before anything is reserved, so that a call that only waits holds nobody's budget.
+        """
+        provider = config.models.providers[choice.provider]
+        if provider.kind != "replay":
+            await self._limits.wait(provider)
+
     async def send(
         self,
         choice: Choice,
@@ -61,7 +70,7 @@ class Gateway:
         config: RunConfig,
         on_token: OnToken | None = None,
     ) -> Exchange:
-        """Make one attempt, after waiting for the provider's rate limit; raises `CallFailed`.
+        """Make one attempt, which was admitted before; raises `CallFailed`.
 
         `on_token` gets the text as it is streamed; without it the reply comes whole.
         """
@@ -75,7 +84,6 @@ class Gateway:
             return _exchange(choice, config, reply, usage, time.monotonic() - began, marks)
         if config.budget.usd is not None and price(config, choice.provider, choice.model) is None:
             raise CallFailed("refused", unpriced(choice.provider, choice.model))
-        await self._limits.wait(provider)
         began = time.monotonic()
         heard = await self._providers.call(choice, provider, request, position, on_token)
         seconds = time.monotonic() - began

@@ -36,9 +36,16 @@ class ScriptedTransport:
         self.gate = asyncio.Event()
         self.gate.set()
         self.quoted = Quote(200, 100, Decimal("0.002"), "test")
+        self.admitted = asyncio.Event()
+        self.admitted.set()
+        self.waiting = 0
 
     def quote(self, choice: Choice, request: ModelRequest, config: RunConfig) -> Quote:
         return self.quoted
+
+    async def admit(self, choice: Choice, config: RunConfig) -> None:
+        self.waiting += 1
+        await self.admitted.wait()
 
     async def send(self, choice: Choice, request: ModelRequest, position: Position, config: RunConfig) -> Exchange:
         self.calls.append(position)

@@ -32,6 +32,9 @@ class Spoken:
     def quote(self, choice: Choice, request: ModelRequest, config: RunConfig) -> Quote:
         return Quote(200, 100, Decimal("0.002"), "test")
 
+    async def admit(self, choice: Choice, config: RunConfig) -> None:
+        return None
+
     async def send(self, choice: Choice, request: ModelRequest, position: Position, config: RunConfig) -> Exchange:
         said = self.company(request, position)
         return Exchange(

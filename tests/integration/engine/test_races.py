@@ -14,6 +14,7 @@ from backend.engine.journal import Books, Journal
 from backend.engine.leases import Lease
 from backend.engine.reaper import Reaper
 from backend.errors import LimitReached
+from backend.operations import runs
 from tests.integration.engine.conftest import Company
 
 
@@ -59,4 +60,38 @@ async def test_a_question_that_is_past_due_stops_the_run_or_takes_its_default(co
         assert await company.pool.fetchval("SELECT status FROM questions WHERE run_id = $1", run_id) == "EXPIRED"
     await company.executor.execute(run_id)
     assert '"confirmed": "green"' in (await company.row(run_id))["final_report"]
+    await company.check(run_id)
+
+
+async def _reserved(company: Company) -> list[int]:
+    rows = await company.pool.fetch("SELECT reserved_tokens FROM project_runs UNION SELECT count(*) FROM model_calls")
+    return [row[0] for row in rows]
+
+
+async def test_a_call_that_waits_for_its_provider_holds_no_reservation(company: Company) -> None:
+    run_id = await company.run()
+    company.transport.admitted.clear()
+    driving = asyncio.create_task(company.executor.execute(run_id))
+    await company.until(lambda: company.transport.waiting > 0)
+    assert await _reserved(company) == [0]
+    assert company.transport.calls == []
+    company.transport.admitted.set()
+    await driving
+    assert (await company.row(run_id))["status"] == "COMPLETED"
+    await company.check(run_id)
+
+
+async def test_a_call_that_waits_for_its_provider_gives_way_to_a_pause(company: Company) -> None:
+    run_id = await company.run()
+    company.transport.admitted.clear()
+    driving = asyncio.create_task(company.executor.execute(run_id))
+    await company.until(lambda: company.transport.waiting > 0)
+    await company.operate(runs.pause, run_id, by="ada")
+    await driving
+    assert (await company.row(run_id))["status"] == "PAUSED"
+    assert await _reserved(company) == [0]
+    company.transport.admitted.set()
+    await company.operate(runs.resume, run_id, by="ada")
+    await company.executor.execute(run_id)
+    assert (await company.row(run_id))["status"] == "COMPLETED"
     await company.check(run_id)
