@@ -12,7 +12,7 @@ from backend.adapters.db.tables import TaskComment
 from backend.domain.comment import CommentType
 from backend.domain.ids import DEFAULT_TENANT
 from backend.domain.role import Role
-from backend.errors import Fault, Invalid, NotFound
+from backend.errors import Fault, Invalid
 from backend.operations import events, pages, runs, tasks
 
 VIEW = pages.View(TaskComment, leave_out=frozenset({"tenant_id"}))
@@ -22,12 +22,7 @@ MAX_THREAD = 1_000
 
 async def get(session: AsyncSession, comment_id: UUID, *, tenant_id: UUID = DEFAULT_TENANT) -> TaskComment:
     """The comment. Raises `NotFound`."""
-    found = await session.scalar(
-        select(TaskComment).where(TaskComment.id == comment_id, TaskComment.tenant_id == tenant_id)
-    )
-    if found is None:
-        raise NotFound(f"There is no comment {comment_id}.")
-    return found
+    return await pages.owned(session, TaskComment, comment_id, tenant_id, "comment")
 
 
 async def page(
@@ -41,16 +36,13 @@ async def page(
     role: Role | None = None,
 ) -> pages.Page:
     """A page of the comments that fit, newest first."""
-    where = [TaskComment.tenant_id == tenant_id]
-    if run_id is not None:
-        where.append(TaskComment.run_id == run_id)
-    if task_id is not None:
-        where.append(TaskComment.task_id == task_id)
-    if comment_type is not None:
-        where.append(TaskComment.comment_type == comment_type)
-    if role is not None:
-        where.append(TaskComment.author_role == role)
-    return await VIEW.page(session, wanted, *where)
+    return await VIEW.page(
+        session,
+        wanted,
+        *pages.fitting(
+            TaskComment, tenant_id, run_id=run_id, task_id=task_id, comment_type=comment_type, author_role=role
+        ),
+    )
 
 
 async def thread(session: AsyncSession, comment_id: UUID, *, tenant_id: UUID = DEFAULT_TENANT) -> list[str]:

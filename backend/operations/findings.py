@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from backend.adapters.db.tables import Finding
 from backend.domain.finding import FindingSource, FindingStatus, Severity
 from backend.domain.ids import DEFAULT_TENANT
-from backend.errors import Conflict, Fault, Invalid, NotFound
+from backend.errors import Conflict, Fault, Invalid
 from backend.operations import events, pages, runs
 
 VIEW = pages.View(Finding, leave_out=frozenset({"tenant_id"}))
@@ -20,10 +20,7 @@ MAX_REASON = 5_000
 
 async def get(session: AsyncSession, finding_id: UUID, *, tenant_id: UUID = DEFAULT_TENANT) -> Finding:
     """The finding. Raises `NotFound`."""
-    found = await session.scalar(select(Finding).where(Finding.id == finding_id, Finding.tenant_id == tenant_id))
-    if found is None:
-        raise NotFound(f"There is no finding {finding_id}.")
-    return found
+    return await pages.owned(session, Finding, finding_id, tenant_id, "finding")
 
 
 async def page(
@@ -37,16 +34,11 @@ async def page(
     source: FindingSource | None = None,
 ) -> pages.Page:
     """A page of the findings that fit, newest first."""
-    where = [Finding.tenant_id == tenant_id]
-    if run_id is not None:
-        where.append(Finding.run_id == run_id)
-    if status is not None:
-        where.append(Finding.status == status)
-    if severity is not None:
-        where.append(Finding.severity == severity)
-    if source is not None:
-        where.append(Finding.source == source)
-    return await VIEW.page(session, wanted, *where)
+    return await VIEW.page(
+        session,
+        wanted,
+        *pages.fitting(Finding, tenant_id, run_id=run_id, status=status, severity=severity, source=source),
+    )
 
 
 async def waive(

@@ -12,15 +12,17 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
 from sqlalchemy import DateTime, Numeric, Select, Text, cast, func, literal_column, null, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.sql.elements import ColumnElement
 
-from backend.adapters.db.tables import Table
+from backend.adapters.db.tables import Artifact, Finding, Question, Table, TaskComment
 from backend.errors import Fault, Invalid, NotFound
+
+Row = TypeVar("Row", Artifact, Finding, Question, TaskComment)
 
 MAX_LIMIT = 200
 MAX_SKIP = 1_000_000
@@ -85,6 +87,20 @@ def shown(column: ColumnElement[Any]) -> ColumnElement[Any]:
     if isinstance(column.type, DateTime):
         return func.to_char(func.timezone("UTC", column), 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')
     return column
+
+
+def fitting(table: type[Row], tenant_id: UUID, **wanted: object) -> list[ColumnElement[bool]]:
+    """The conditions that a row is the tenant's and its columns have the wanted values; None wants nothing."""
+    values = {"tenant_id": tenant_id, **wanted}
+    return [getattr(table, name) == value for name, value in values.items() if value is not None]
+
+
+async def owned(session: AsyncSession, table: type[Row], row_id: UUID, tenant_id: UUID, what: str) -> Row:
+    """The tenant's row of this id; raises `NotFound` where there is none or somebody else owns it."""
+    found = await session.scalar(select(table).where(*fitting(table, tenant_id, id=row_id)))
+    if found is None:
+        raise NotFound(f"There is no {what} {row_id}.")
+    return found
 
 
 def _as_json(rows: Select[Any]) -> Select[str]:

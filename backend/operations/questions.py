@@ -13,7 +13,7 @@ from backend.domain.budget import Raise, read_raise
 from backend.domain.ids import DEFAULT_TENANT
 from backend.domain.question import QuestionKind, QuestionStatus
 from backend.domain.run import RunStatus
-from backend.errors import Conflict, Fault, Invalid, NotFound
+from backend.errors import Conflict, Fault, Invalid
 from backend.operations import events, pages, runs
 
 VIEW = pages.View(Question, leave_out=frozenset({"tenant_id"}))
@@ -24,10 +24,7 @@ STOP = "stop"
 
 async def get(session: AsyncSession, question_id: UUID, *, tenant_id: UUID = DEFAULT_TENANT) -> Question:
     """The question. Raises `NotFound`."""
-    found = await session.scalar(select(Question).where(Question.id == question_id, Question.tenant_id == tenant_id))
-    if found is None:
-        raise NotFound(f"There is no question {question_id}.")
-    return found
+    return await pages.owned(session, Question, question_id, tenant_id, "question")
 
 
 async def page(
@@ -39,12 +36,7 @@ async def page(
     status: QuestionStatus | None = None,
 ) -> pages.Page:
     """A page of the questions that fit, newest first."""
-    where = [Question.tenant_id == tenant_id]
-    if run_id is not None:
-        where.append(Question.run_id == run_id)
-    if status is not None:
-        where.append(Question.status == status)
-    return await VIEW.page(session, wanted, *where)
+    return await VIEW.page(session, wanted, *pages.fitting(Question, tenant_id, run_id=run_id, status=status))
 
 
 async def answer(

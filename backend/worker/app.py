@@ -20,51 +20,14 @@ from celery.worker import state
 
 from backend import logs
 from backend.settings import Settings
+from backend.worker.broker import EXECUTE, make_app
 
 if TYPE_CHECKING:
     from backend.worker.loop import LoopThread
 
-QUEUE = "company.runs"
-EXECUTE = "run.execute"
 EXIT_SECONDS = 8.0
 """How long the process may take to end after its runs are given back."""
 _log = logging.getLogger(__name__)
-
-
-def make_app(settings: Settings) -> Celery:
-    """The Celery application; the same settings in the worker and wherever a bell is rung."""
-    assert settings.redis_url is not None
-    engine = settings.engine
-    app = Celery("company", broker=settings.redis_url.get_secret_value(), set_as_current=False)
-    app.conf.update(
-        task_default_queue=QUEUE,
-        task_serializer="json",
-        accept_content=["json"],
-        task_ignore_result=True,
-        result_backend=None,
-        task_acks_late=True,
-        task_reject_on_worker_lost=False,
-        worker_prefetch_multiplier=1,
-        worker_pool="threads",
-        worker_concurrency=engine.concurrency,
-        worker_hijack_root_logger=False,
-        worker_send_task_events=False,
-        worker_cancel_long_running_tasks_on_connection_loss=False,
-        broker_connection_retry_on_startup=True,
-        broker_connection_max_retries=None,
-        broker_connection_timeout=2,
-        broker_transport_options={
-            # Above the longest time a message may be unacknowledged: a slice and the node that overruns it.
-            "visibility_timeout": int(engine.slice_seconds + 2 * 3600),
-            "unacked_restore_limit": 100,
-            "socket_timeout": 10,
-            "socket_connect_timeout": 2,
-            "retry_policy": {"max_retries": 1, "interval_start": 0, "interval_step": 0.2, "interval_max": 0.2},
-        },
-        redis_socket_timeout=10,
-        redis_socket_connect_timeout=2,
-    )
-    return app
 
 
 def run(settings: Settings) -> int:

@@ -11,7 +11,7 @@ from kombu.exceptions import KombuError
 
 from backend.adapters.bus import Waker
 from backend.settings import Settings
-from backend.worker.app import EXECUTE, QUEUE, make_app
+from backend.worker.broker import EXECUTE, QUEUE, make_app
 
 _log = logging.getLogger(__name__)
 

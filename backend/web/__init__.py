@@ -1,1 +1,0 @@
-"""The dashboard: server-rendered pages over the operations."""
