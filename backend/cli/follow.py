@@ -79,15 +79,13 @@ class Progress:
         return "run", f"{said}: {reason}" if reason else said, "bold"
 
     def _node(self, kind: str, payload: Mapping[str, Any]) -> tuple[str, str, str] | None:
-        node = str(payload.get("node", ""))
-        if kind == "node.started":
-            self.node = node
-            return None
+        if payload.get("next"):
+            self.node = ", ".join(dict.fromkeys(payload["next"]))
         # Where a terminal moves a line with the spend, it need not be printed as well.
         if self.status is not None or self.calls - self.told < SPEND_EVERY:
             return None
         self.told = self.calls
-        return "spend", f"{self.spend} · after {node}", "dim"
+        return "spend", f"{self.spend} · after {payload.get('node', '')}", "dim"
 
     def _task(self, kind: str, payload: Mapping[str, Any]) -> tuple[str, str, str] | None:
         key = str(payload.get("key", "?"))

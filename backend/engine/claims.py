@@ -52,7 +52,7 @@ class Claimed:
     graph: str
     graph_version: str
     epoch: int
-    head: str | None
+    head: UUID | None
     requested: Request
     answers: Mapping[str, Answer]
     waived: frozenset[str]

@@ -112,6 +112,19 @@ EXECUTE FUNCTION remove_budgets();
 CREATE TRIGGER remove_budgets AFTER DELETE ON projects REFERENCING OLD TABLE AS removed FOR EACH STATEMENT
 EXECUTE FUNCTION remove_budgets();
 
+-- Rows of a run carry its tenant and project without foreign keys of their own: the run has both, and checks them. Events
+-- of a project without a run go when it goes.
+
+CREATE FUNCTION remove_events() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    DELETE FROM events USING removed WHERE events.project_id = removed.id AND events.run_id IS NULL;
+    RETURN NULL;
+END $$;
+COMMENT ON FUNCTION remove_events() IS 'Removes the events of deleted projects that belong to no run';
+
+CREATE TRIGGER remove_events AFTER DELETE ON projects REFERENCING OLD TABLE AS removed FOR EACH STATEMENT
+EXECUTE FUNCTION remove_events();
+
 -- Trees and dependencies. The run's row is locked first (as every writer of events does), so that two transactions
 -- cannot close a cycle between them; the checks come after the statement, when all of its rows can be seen.
 

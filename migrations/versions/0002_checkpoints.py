@@ -1,4 +1,4 @@
-"""The checkpointer's tables, and how rows that change at every node are laid out."""
+"""The checkpointer's tables."""
 
 # fmt: off
 
@@ -29,7 +29,7 @@ EXECUTE FUNCTION remove_checkpoints();
 
 
 def upgrade() -> None:
-    """Make the tables; leave room in the pages of rows that are updated in place."""
+    """Make the tables; what they hold stays in its row, compressed."""
     op.create_table(
         "checkpoints",
         sa.Column("thread_id", sa.Uuid(), nullable=False, comment="The run"),
@@ -61,17 +61,14 @@ def upgrade() -> None:
     known = "EXISTS (SELECT 1 FROM pg_settings WHERE name = 'default_toast_compression' AND 'lz4' = ANY (enumvals))"
     changes = " ".join(f"ALTER TABLE {table} ALTER COLUMN {column} SET COMPRESSION lz4;" for table, column in COMPRESSED)
     op.execute(f"DO $$ BEGIN IF {known} THEN {changes} END IF; END $$")
-    for table, column in COMPRESSED:
+    for table, column in (*COMPRESSED, ("checkpoints", "metadata")):
         op.execute(f"ALTER TABLE {table} ALTER COLUMN {column} SET STORAGE MAIN")
     for statement in REMOVE.strip().split("\n\n"):
         op.execute(statement)
-    # The run's row changes at every node: what is big in it stays outside, and its new version fits into its page.
-    op.execute("ALTER TABLE project_runs SET (fillfactor = 50, toast_tuple_target = 256)")
 
 
 def downgrade() -> None:
     """Drop the tables."""
-    op.execute("ALTER TABLE project_runs RESET (fillfactor, toast_tuple_target)")
     op.execute("DROP TRIGGER remove_checkpoints ON project_runs")
     op.execute("DROP FUNCTION remove_checkpoints()")
     op.drop_table("checkpoint_writes")

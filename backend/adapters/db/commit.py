@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
+import orjson
+
 from backend.adapters.db.projection import Row, Rows, ending_event
 
 
@@ -52,6 +54,14 @@ class PendingWrites:
     values: list[str] = field(default_factory=list)
 
 
+def _json(value: Any) -> str:
+    """JSON text; what the fast writer refuses (integers beyond 64 bits), the standard one writes."""
+    try:
+        return orjson.dumps(value).decode()
+    except TypeError:
+        return json.dumps(value)
+
+
 class Statement:
     """One SQL statement in the making: named parts in order, and their arguments."""
 
@@ -66,7 +76,7 @@ class Statement:
 
     def records(self, rows: list[Row], columns: str) -> str:
         """Add rows as one JSON argument; returns the table expression that reads them."""
-        return f"jsonb_to_recordset({self.arg(json.dumps(rows), 'jsonb')}) AS x({columns})"
+        return f"jsonb_to_recordset({self.arg(_json(rows), 'jsonb')}) AS x({columns})"
 
     def part(self, name: str, text: str) -> None:
         """Add a common table expression."""
@@ -77,15 +87,67 @@ class Statement:
         return f"WITH {', '.join(self.parts)} {final}"
 
 
+def save_next(row: CheckpointRow, fence: Fence, rows: Rows, *, node: str | None, instance: str) -> Statement | None:
+    """A checkpoint that follows the run's head, with its rows; one update is fence, guard, totals and head in one.
+
+    It changes nothing and returns no row when the run has another owner or another head (the commit was sent before):
+    `save_checkpoint` then finds out which. None when the numbers of the events are known to the database only.
+    """
+    if row.namespace or rows.moves or rows.closings:
+        return None
+    statement = Statement()
+    told = _told_of(rows)
+    changes = _changes(statement, rows, fence, node=node, head=row.checkpoint_id)
+    if told:
+        changes.append(f"event_seq = r.event_seq + {statement.arg(len(told), 'bigint')}")
+    statement.part(
+        "go",
+        f"UPDATE project_runs r SET {', '.join(changes)} WHERE r.id = {statement.arg(fence.run_id, 'uuid')}"
+        f" AND r.lease_epoch = {statement.arg(fence.epoch, 'bigint')}"
+        f" AND r.head_checkpoint_id IS NOT DISTINCT FROM {statement.arg(row.parent_id, 'uuid')}"
+        " RETURNING r.id, r.tenant_id, r.project_id, r.correlation_id, r.event_seq",
+    )
+    statement.part("saved", f"{_INSERT_CHECKPOINT} SELECT {_checkpoint_values(statement, row)} FROM go")
+    _insert_rows(statement, rows)
+    if told:
+        statement.part(
+            "logged",
+            f"{_INSERT_EVENTS} SELECT go.tenant_id, go.project_id, go.id, go.event_seq - {len(told)} + e.n, e.type,"
+            f" 'engine', {statement.arg(instance, 'text')}, go.correlation_id, e.payload"
+            f" FROM go, {_unnested(statement, told)}",
+        )
+    return statement
+
+
+_INSERT_CHECKPOINT = (
+    "INSERT INTO checkpoints (thread_id, namespace, number, checkpoint_id, parent_id, metadata, state, channel_values)"
+)
+_INSERT_EVENTS = (
+    "INSERT INTO events (tenant_id, project_id, run_id, seq, type, source, instance, correlation_id, payload)"
+)
+
+
 def save_checkpoint(
     row: CheckpointRow, fence: Fence | None, rows: Rows, *, node: str | None, instance: str
 ) -> Statement:
     """A finished superstep: its checkpoint, and the rows of the visits that are not committed yet."""
     statement = _fenced(fence)
-    run = statement.arg(row.thread_id, "uuid")
-    values = ", ".join(
+    statement.part(
+        "saved",
+        f"{_INSERT_CHECKPOINT} SELECT {_checkpoint_values(statement, row)} FROM fence"
+        " ON CONFLICT DO NOTHING RETURNING 1",
+    )
+    statement.part("go", "SELECT fence.* FROM fence WHERE EXISTS (SELECT FROM saved)")
+    if fence is not None:
+        head = row.checkpoint_id if row.namespace == "" else None
+        _project(statement, rows, fence, node=node, head=head, instance=instance)
+    return statement
+
+
+def _checkpoint_values(statement: Statement, row: CheckpointRow) -> str:
+    return ", ".join(
         (
-            run,
+            statement.arg(row.thread_id, "uuid"),
             statement.arg(row.namespace, "text"),
             statement.arg(row.number, "int"),
             statement.arg(row.checkpoint_id, "uuid"),
@@ -95,16 +157,6 @@ def save_checkpoint(
             statement.arg(row.channel_values, "text"),
         )
     )
-    statement.part(
-        "saved",
-        "INSERT INTO checkpoints (thread_id, namespace, number, checkpoint_id, parent_id, metadata, state,"
-        f" channel_values) SELECT {values} FROM fence ON CONFLICT DO NOTHING RETURNING 1",
-    )
-    statement.part("go", "SELECT fence.* FROM fence WHERE EXISTS (SELECT FROM saved)")
-    if fence is not None:
-        head = str(row.checkpoint_id) if row.namespace == "" else None
-        _project(statement, rows, fence, node=node, head=head, instance=instance)
-    return statement
 
 
 def save_writes(
@@ -164,25 +216,35 @@ def _fenced(fence: Fence | None) -> Statement:
 
 
 def _project(
-    statement: Statement, rows: Rows, fence: Fence, *, node: str | None, head: str | None, instance: str
+    statement: Statement, rows: Rows, fence: Fence, *, node: str | None, head: UUID | None, instance: str
 ) -> None:
-    if rows.end is not None:
-        rows.events.append(ending_event(rows.end))
-    sources = [_told(statement, rows)] if rows.events else []
+    told = _told_of(rows)
+    sources = [f"SELECT e.n, e.type, e.payload FROM go, {_unnested(statement, told)}"] if told else []
+    sources.extend(_insert_rows(statement, rows))
+    _log(statement, rows, sources, fence, node=node, head=head, instance=instance)
+
+
+def _insert_rows(statement: Statement, rows: Rows) -> list[str]:
+    """Write what the rows say for the run in `go`; returns queries of the events that only the database can tell."""
     _insert_tasks(statement, rows)
-    for moves in rows.moves[:1]:
-        sources.append(_move_tasks(statement, moves))
+    sources = [_move_tasks(statement, moves) for moves in rows.moves[:1]]
     _insert_comments(statement, rows)
     sources.extend(_change_findings(statement, rows))
     _insert_artifacts(statement, rows)
     _insert_questions(statement, rows)
-    _log(statement, rows, sources, fence, node=node, head=head, instance=instance)
+    if rows.end is not None:
+        statement.part("closed_project", _CLOSE_PROJECT[rows.end["status"] == "COMPLETED"])
+    return sources
 
 
-def _told(statement: Statement, rows: Rows) -> str:
-    types = statement.arg([event_type for event_type, _ in rows.events], "text[]")
-    payloads = statement.arg([json.dumps(payload) for _, payload in rows.events], "jsonb[]")
-    return f"SELECT e.n, e.type, e.payload FROM go, unnest({types}, {payloads}) WITH ORDINALITY AS e(type, payload, n)"
+def _told_of(rows: Rows) -> list[tuple[str, Row]]:
+    return rows.events if rows.end is None else [*rows.events, ending_event(rows.end)]
+
+
+def _unnested(statement: Statement, told: list[tuple[str, Row]]) -> str:
+    types = statement.arg([event_type for event_type, _ in told], "text[]")
+    payloads = statement.arg([_json(payload) for _, payload in told], "jsonb[]")
+    return f"unnest({types}, {payloads}) WITH ORDINALITY AS e(type, payload, n)"
 
 
 def _insert_tasks(statement: Statement, rows: Rows) -> None:
@@ -315,22 +377,13 @@ def _log(
     fence: Fence,
     *,
     node: str | None,
-    head: str | None,
+    head: UUID | None,
     instance: str,
 ) -> None:
-    changes = ["claims = 0", "updated_at = clock_timestamp()"]
+    changes = _changes(statement, rows, fence, node=node, head=head)
     if sources:
         statement.part("told(n, type, payload)", " UNION ALL ".join(sources))
         changes.append("event_seq = r.event_seq + (SELECT count(*) FROM told)")
-    if node is not None:
-        changes.append(f"current_node = {statement.arg(node, 'text')}")
-    if head is not None:
-        changes.append(f"head_checkpoint_id = {statement.arg(head, 'text')}")
-    if rows.progress is not None:
-        changes.append(f"progress = {statement.arg(rows.progress, 'smallint')}")
-    if rows.end is not None:
-        changes.extend(_end(statement, rows.end))
-        changes.append(worked(statement, fence.lease_seconds))
     statement.part(
         "bumped",
         f"UPDATE project_runs r SET {', '.join(changes)} FROM go WHERE r.id = go.id"
@@ -339,11 +392,32 @@ def _log(
     if sources:
         statement.part(
             "logged",
-            "INSERT INTO events (tenant_id, project_id, run_id, seq, type, source, instance, correlation_id, payload)"
-            " SELECT b.tenant_id, b.project_id, b.id, b.event_seq - t.total + t.k, t.type, 'engine',"
+            f"{_INSERT_EVENTS} SELECT b.tenant_id, b.project_id, b.id, b.event_seq - t.total + t.k, t.type, 'engine',"
             f" {statement.arg(instance, 'text')}, b.correlation_id, t.payload FROM bumped b, (SELECT type, payload,"
             " row_number() OVER (ORDER BY n) AS k, count(*) OVER () AS total FROM told) t",
         )
+
+
+def _changes(statement: Statement, rows: Rows, fence: Fence, *, node: str | None, head: UUID | None) -> list[str]:
+    """What a commit sets in the run's row `r`, but for the number of its last event."""
+    changes = ["claims = 0", "updated_at = clock_timestamp()"]
+    if node is not None:
+        changes.append(f"current_node = {statement.arg(node, 'text')}")
+    if head is not None:
+        changes.append(f"head_checkpoint_id = {statement.arg(head, 'uuid')}")
+    if rows.progress is not None:
+        changes.append(f"progress = {statement.arg(rows.progress, 'smallint')}")
+    if rows.end is not None:
+        changes.extend(_end(statement, rows.end))
+        changes.append(worked(statement, fence.lease_seconds))
+    return changes
+
+
+_CLOSE_PROJECT = {
+    completed: f"UPDATE projects p SET status = '{status}', active_run_id = NULL, version = p.version + 1,"
+    " updated_at = clock_timestamp() FROM go WHERE p.id = go.project_id AND p.active_run_id = go.id"
+    for completed, status in ((True, "COMPLETED"), (False, "FAILED"))
+}
 
 
 def worked(statement: Statement, lease_seconds: float) -> str:
@@ -355,17 +429,11 @@ def worked(statement: Statement, lease_seconds: float) -> str:
 
 def _end(statement: Statement, end: Row) -> list[str]:
     status = statement.arg(end["status"], "text")
-    project = "COMPLETED" if end["status"] == "COMPLETED" else "FAILED"
-    statement.part(
-        "closed_project",
-        f"UPDATE projects p SET status = '{project}', active_run_id = NULL, version = p.version + 1,"
-        " updated_at = clock_timestamp() FROM go WHERE p.id = go.project_id AND p.active_run_id = go.id",
-    )
     return [
         f"status = {status}",
         f"stop_reason = {statement.arg(end.get('code'), 'text')}",
-        f"error = {statement.arg(None if project == 'COMPLETED' else end['reason'], 'text')}",
-        f"final_report = {statement.arg(json.dumps(end['report']), 'jsonb')}",
+        f"error = {statement.arg(None if end['status'] == 'COMPLETED' else end['reason'], 'text')}",
+        f"final_report = {statement.arg(_json(end['report']), 'jsonb')}",
         "requested = 'none'",
         "ended_at = clock_timestamp()",
         "lease_owner = NULL",

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID, uuid5
 
+import orjson
+
 from backend.domain.effect import EFFECTS, Effect
 from backend.domain.event import ENDING_EVENT, EVENT_TYPES
 from backend.domain.ids import task_id
@@ -26,8 +28,18 @@ _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 _ROLES = frozenset(Role)
 
 
+def storable(value: Effect) -> Effect:
+    """Return an effect whose strings Postgres can keep: NUL and lone surrogates become U+FFFD."""
+    try:
+        if b"\\u0000" not in orjson.dumps(value):
+            return value
+    except TypeError:
+        pass  # A lone surrogate, a key that is not text or a very large integer.
+    return mended(value)  # type: ignore[no-any-return]  # a dict stays one
+
+
 def mended(value: Any) -> Any:
-    """Return JSON whose strings Postgres can keep: NUL and lone surrogates become U+FFFD."""
+    """Return JSON with U+FFFD for NUL and lone surrogates."""
     if isinstance(value, str):
         return _UNSTORABLE.sub("\ufffd", value)
     if isinstance(value, Mapping):
@@ -63,6 +75,8 @@ class Rows:
     artifacts: list[Row] = field(default_factory=list)
     questions: list[Row] = field(default_factory=list)
     events: list[tuple[str, Row]] = field(default_factory=list)
+    following: list[str] = field(default_factory=list)
+    """The nodes that start when this is committed."""
     progress: int | None = None
     end: Row | None = None
 
@@ -84,15 +98,20 @@ class Projection:
             if kind not in EFFECTS:
                 raise Invalid(f"The node {visit.node} returned an effect of the unknown kind {kind!r}.")
             try:
-                _FOLDS[kind](self, mended(effect))
+                _FOLDS[kind](self, storable(effect))
             except (KeyError, ValueError, TypeError, CompanyError) as error:
                 raise Invalid(f"The effect {kind} of the node {visit.node} cannot be recorded: {error}") from error
-        payload = {"node": visit.node, "visit": visit.number, "task": visit.task_key}
+        payload: Row = {"node": visit.node}
+        payload |= {"visit": visit.number} if visit.number is not None else {}
+        payload |= {"task": visit.task_key} if visit.task_key is not None else {}
         self.rows.events.append(("node.finished", payload))
 
     def started(self, nodes: Sequence[str]) -> None:
-        """Record that the run goes on with these nodes."""
-        self.rows.events.extend(("node.started", {"node": node}) for node in nodes)
+        """Record that the run goes on with these nodes: the last visit's event says so."""
+        self.rows.following = list(nodes)
+        finished = [payload for event_type, payload in self.rows.events if event_type == "node.finished"]
+        if finished and nodes:
+            finished[-1]["next"] = self.rows.following
 
     def _id(self, kind: str) -> str:
         ordinal = self._ordinals[kind] = self._ordinals.get(kind, 0) + 1

@@ -168,7 +168,7 @@ class ProjectRun(Table):
     lease_expires_at: Mapped[datetime | None] = mapped_column(comment="When another worker may take it")
     claims: Mapped[int] = mapped_column(server_default="0", comment="Claims since a node was last committed")
     event_seq: Mapped[int] = mapped_column(BigInteger, server_default="0", comment="Number of its last event")
-    head_checkpoint_id: Mapped[str | None] = mapped_column(comment="Latest checkpoint of the main namespace")
+    head_checkpoint_id: Mapped[UUID | None] = mapped_column(comment="Latest checkpoint of the main namespace")
     stop_reason: Mapped[str | None] = mapped_column(comment="Code of why it ended or holds")
     error: Mapped[str | None] = mapped_column(comment="One sentence: what went wrong and what to do")
     final_report: Mapped[dict[str, Any] | None] = mapped_column(comment="What was done, decided and left open")
@@ -225,7 +225,7 @@ class Task(Table):
     tenant_id: Mapped[UUID] = tenant_of_run()
     run_id: Mapped[UUID] = mapped_column(ForeignKey("project_runs.id", ondelete="CASCADE"), comment="Run it belongs to")
     parent_task_id: Mapped[UUID | None] = mapped_column(
-        ForeignKey("tasks.id", ondelete="CASCADE"), index=True, comment="Task it is part of"
+        ForeignKey("tasks.id", ondelete="CASCADE"), comment="Task it is part of"
     )
     key: Mapped[str] = mapped_column(comment="Short name, unique in the run")
     title: Mapped[str] = mapped_column(comment="What is to be done, in a line")
@@ -252,6 +252,7 @@ class Task(Table):
         CheckConstraint("parent_task_id <> id", name="not_its_parent"),
         Index("idx_task_status_assigned", "status", "assigned_role"),
         Index("idx_task_run_created", "run_id", "created_at", "id"),
+        Index("idx_tasks_parent_task_id", "parent_task_id", postgresql_where=sql("parent_task_id IS NOT NULL")),
         {"comment": "Tasks of a run: a tree by parent, a DAG by task_dependencies"},
     )
 
@@ -282,7 +283,7 @@ class TaskComment(Table):
         ForeignKey("tasks.id", ondelete="CASCADE"), comment="Task it is about; null: the whole run"
     )
     parent_comment_id: Mapped[UUID | None] = mapped_column(
-        ForeignKey("task_comments.id", ondelete="CASCADE"), index=True, comment="Comment it replies to"
+        ForeignKey("task_comments.id", ondelete="CASCADE"), comment="Comment it replies to"
     )
     author_role: Mapped[str | None] = mapped_column(comment="Role that wrote it; null: a person or the engine")
     author_name: Mapped[str] = mapped_column(comment="Role, person or `engine`")
@@ -300,6 +301,11 @@ class TaskComment(Table):
         Index("idx_comment_type_agent", "comment_type", "author_role"),
         Index("idx_comment_task_created", "task_id", "created_at"),
         Index("idx_comment_run_created", "run_id", "created_at", "id"),
+        Index(
+            "idx_task_comments_parent_comment_id",
+            "parent_comment_id",
+            postgresql_where=sql("parent_comment_id IS NOT NULL"),
+        ),
         {"comment": "The audit trail: what roles and people said about tasks; rows are never changed"},
     )
 
@@ -312,7 +318,7 @@ class Artifact(Table):
     tenant_id: Mapped[UUID] = tenant_of_run()
     run_id: Mapped[UUID] = mapped_column(ForeignKey("project_runs.id", ondelete="CASCADE"), comment="Run that made it")
     task_id: Mapped[UUID | None] = mapped_column(
-        ForeignKey("tasks.id", ondelete="CASCADE"), index=True, comment="Task that made it"
+        ForeignKey("tasks.id", ondelete="CASCADE"), comment="Task that made it"
     )
     kind: Mapped[str] = mapped_column(comment="repository, report, document, test_report, scan_report, …")
     path: Mapped[str] = mapped_column(comment="Path in the repository or name in the store")
@@ -324,6 +330,7 @@ class Artifact(Table):
     __table_args__ = (
         CheckConstraint("size >= 0", name="size"),
         Index("idx_artifact_run_created", "run_id", "created_at", "id"),
+        Index("idx_artifacts_task_id", "task_id", postgresql_where=sql("task_id IS NOT NULL")),
         {"comment": "What runs made: metadata only; bodies are in git or the artifact store"},
     )
 
@@ -335,9 +342,7 @@ class Finding(Table):
     id: Mapped[UUID] = row_id()
     tenant_id: Mapped[UUID] = tenant_of_run()
     run_id: Mapped[UUID] = mapped_column(ForeignKey("project_runs.id", ondelete="CASCADE"), comment="Run that found it")
-    task_id: Mapped[UUID | None] = mapped_column(
-        ForeignKey("tasks.id", ondelete="CASCADE"), index=True, comment="Task it is about"
-    )
+    task_id: Mapped[UUID | None] = mapped_column(ForeignKey("tasks.id", ondelete="CASCADE"), comment="Task it is about")
     source: Mapped[str] = mapped_column(comment="Gate that reported it: review, qa, security, devops")
     scanner: Mapped[str] = mapped_column(comment="Program or role that found it")
     rule: Mapped[str] = mapped_column(comment="The scanner's name for the rule")
@@ -362,6 +367,7 @@ class Finding(Table):
             name="waiver",
         ),
         Index("idx_finding_run_status", "run_id", "status", "severity"),
+        Index("idx_findings_task_id", "task_id", postgresql_where=sql("task_id IS NOT NULL")),
         {"comment": "Findings of scanners, tests and reviews; a waiver names who, why and until when"},
     )
 
@@ -373,9 +379,7 @@ class Question(Table):
     id: Mapped[UUID] = row_id()
     tenant_id: Mapped[UUID] = tenant_of_run()
     run_id: Mapped[UUID] = mapped_column(ForeignKey("project_runs.id", ondelete="CASCADE"), comment="Run that asks")
-    task_id: Mapped[UUID | None] = mapped_column(
-        ForeignKey("tasks.id", ondelete="CASCADE"), index=True, comment="Task it is about"
-    )
+    task_id: Mapped[UUID | None] = mapped_column(ForeignKey("tasks.id", ondelete="CASCADE"), comment="Task it is about")
     key: Mapped[str] = mapped_column(comment="Name by which the graph finds the answer; unique in the run")
     kind: Mapped[str] = mapped_column(comment="clarification, approval, budget")
     asked_by: Mapped[str] = mapped_column(comment="Role or `engine`")
@@ -404,6 +408,7 @@ class Question(Table):
         ),
         Index("idx_question_status_created", "status", "created_at", "id"),
         Index("idx_question_due", "due_at", postgresql_where=sql("status = 'OPEN'")),
+        Index("idx_questions_task_id", "task_id", postgresql_where=sql("task_id IS NOT NULL")),
         {"comment": "What runs ask people; answered once"},
     )
 
@@ -415,9 +420,7 @@ class ModelCall(Table):
     id: Mapped[UUID] = row_id()
     tenant_id: Mapped[UUID] = tenant_of_run()
     run_id: Mapped[UUID] = mapped_column(ForeignKey("project_runs.id", ondelete="CASCADE"), comment="Run that pays")
-    task_id: Mapped[UUID | None] = mapped_column(
-        index=True, comment="Task it is for (no foreign key: the task may commit later)"
-    )
+    task_id: Mapped[UUID | None] = mapped_column(comment="Task it is for (no foreign key: the task may commit later)")
     task_key: Mapped[str | None] = mapped_column(comment="Key of that task")
     node: Mapped[str] = mapped_column(comment="Node that asked")
     visit: Mapped[int] = mapped_column(comment="Visit of the node, from the state")
@@ -464,6 +467,7 @@ class ModelCall(Table):
         UniqueConstraint("run_id", "node", "visit", "ordinal", "attempt"),
         Index("idx_call_run_created", "run_id", "created_at", "id"),
         Index("idx_call_reserved", "run_id", "lease_epoch", postgresql_where=sql("status = 'reserved'")),
+        Index("idx_model_calls_task_id", "task_id", postgresql_where=sql("task_id IS NOT NULL")),
         {"comment": "Every attempt at a model call: replayed after a crash, and what it cost"},
     )
 
@@ -520,7 +524,6 @@ class Event(Table):
         UniqueConstraint("run_id", "seq"),
         CheckConstraint("(run_id IS NULL) = (seq IS NULL)", name="seq"),
         Index("idx_event_project", "project_id", postgresql_where=sql("run_id IS NULL")),
-        Index("idx_event_tenant_occurred", "tenant_id", "occurred_at", "event_id"),
         {"comment": "The one log: timeline, live stream, audit and outbox are read from it; rows are never changed"},
     )
 

@@ -50,7 +50,9 @@ AND (a.attname IS NOT NULL OR obj_description(c.oid, 'pg_class') IS NULL)
 UNINDEXED_KEYS = """
 SELECT conrelid::regclass::text, conname FROM pg_constraint k
 WHERE contype = 'f' AND connamespace = 'public'::regnamespace AND NOT EXISTS (
-    SELECT 1 FROM pg_index i WHERE i.indrelid = k.conrelid AND i.indpred IS NULL AND i.indkey[0] = k.conkey[1])
+    SELECT 1 FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]
+    WHERE i.indrelid = k.conrelid AND i.indkey[0] = k.conkey[1]
+    AND coalesce(pg_get_expr(i.indpred, i.indrelid) = format('(%s IS NOT NULL)', a.attname), true))
 """
 OBJECTS = """
 SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relname NOT LIKE 'alembic_version%'

@@ -16,7 +16,7 @@ _COLUMNS = "c.thread_id, c.namespace, c.number, c.checkpoint_id, c.parent_id, c.
 LATEST = (
     f"SELECT {_COLUMNS} FROM checkpoints c LEFT JOIN project_runs r ON r.id = c.thread_id AND c.namespace = ''"
     " WHERE c.thread_id = $1 AND c.namespace = $2"
-    " AND (r.head_checkpoint_id IS NULL OR c.checkpoint_id = r.head_checkpoint_id::uuid)"
+    " AND (r.head_checkpoint_id IS NULL OR c.checkpoint_id = r.head_checkpoint_id)"
     " ORDER BY c.number DESC LIMIT 1"
 )
 BY_ID = f"SELECT {_COLUMNS} FROM checkpoints c WHERE c.thread_id = $1 AND c.namespace = $2 AND c.checkpoint_id = $3"

@@ -31,7 +31,7 @@ _HEADS = (
 )
 _THIN = (
     "DELETE FROM checkpoint_writes w USING project_runs r WHERE r.id = $1 AND w.thread_id = r.id"
-    " AND w.checkpoint_id::text IS DISTINCT FROM r.head_checkpoint_id"
+    " AND w.checkpoint_id IS DISTINCT FROM r.head_checkpoint_id"
 )
 
 

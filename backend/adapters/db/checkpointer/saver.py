@@ -30,7 +30,7 @@ from backend.adapters.db import commit
 from backend.adapters.db.checkpointer import reading, retention
 from backend.adapters.db.checkpointer.codec import dumps
 from backend.adapters.db.checkpointer.sending import LeaseLost, send
-from backend.adapters.db.checkpointer.tail import Tail, as_uuid, follow, next_nodes, node_name, place, standing
+from backend.adapters.db.checkpointer.tail import Tail, as_uuid, follow, next_nodes, node_name, place
 from backend.adapters.db.commit import Fence, PendingWrites
 from backend.adapters.db.projection import Finished, Projection, Rows
 from backend.domain.ports import Visit
@@ -157,7 +157,7 @@ class RunSaver(BaseCheckpointSaver[int]):
             pending.values.append(dumps(kept, where=f"The channel {channel}"))
         statement = commit.save_writes(pending, self._fence, rows, node=node, instance=self._instance)
         crash_point("writes")
-        await self._send([statement, *self._rounds(rows)], rows)
+        await self._send(lambda: [statement, *self._rounds(rows)], rows)
         crash_point("written")
 
     async def aput(
@@ -211,10 +211,17 @@ class RunSaver(BaseCheckpointSaver[int]):
     async def _store(self, tail: Tail, visits: Sequence[Finished], rows: Rows) -> bool:
         """Write the row of a checkpoint; False when another one has its place."""
         row = tail.row()
-        node = standing(rows) or (visits[-1].node if visits else None)
-        statement = commit.save_checkpoint(row, self._fence, rows, node=node, instance=self._instance)
+        node = ", ".join(sorted(set(rows.following))) or (visits[-1].node if visits else None)
+        fence = self._fence
+
+        def whole() -> list[commit.Statement]:
+            return [commit.save_checkpoint(row, fence, rows, node=node, instance=self._instance), *self._rounds(rows)]
+
+        def short() -> commit.Statement | None:
+            return commit.save_next(row, fence, rows, node=node, instance=self._instance) if fence else None
+
         crash_point("checkpoint")
-        sent = await self._send([statement, *self._rounds(rows)], rows)
+        sent = await self._send(whole, rows, short)
         crash_point("committed")
         if not sent["fresh"] and await self._stored_id(row) != row.checkpoint_id:
             return False
@@ -250,8 +257,13 @@ class RunSaver(BaseCheckpointSaver[int]):
             return []
         return [commit.save_rows(self._fence, Rows(moves=[moves]), instance=self._instance) for moves in rows.moves[1:]]
 
-    async def _send(self, statements: Sequence[commit.Statement], rows: Rows) -> Any:
-        sent = await send(self._pool, statements)
+    async def _send(
+        self,
+        statements: Callable[[], Sequence[commit.Statement]],
+        rows: Rows,
+        shortcut: Callable[[], commit.Statement | None] = lambda: None,
+    ) -> Any:
+        sent = await send(self._pool, statements, shortcut)
         if not sent["fenced"]:
             raise LeaseLost("The run has another owner.")
         self._committed(rows)

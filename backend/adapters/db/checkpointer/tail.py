@@ -13,7 +13,6 @@ from langgraph.checkpoint.serde.types import TASKS
 
 from backend.adapters.db.checkpointer.codec import dumps, loads
 from backend.adapters.db.commit import CheckpointRow
-from backend.adapters.db.projection import Rows
 from backend.errors import Invalid
 
 _BRANCH = "branch:to:"
@@ -146,9 +145,3 @@ def node_name(task_path: str, sends: Sequence[str]) -> str:
     if place_of_send.isdigit() and int(place_of_send) < len(sends):
         return sends[int(place_of_send)]
     return task_path or "input"
-
-
-def standing(rows: Rows) -> str | None:
-    """Where the run stands after a commit: at the nodes that start now."""
-    nodes = sorted({payload["node"] for event_type, payload in rows.events if event_type == "node.started"})
-    return ", ".join(nodes) or None
