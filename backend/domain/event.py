@@ -37,6 +37,7 @@ EVENT_TYPES: dict[str, str] = {
     "model.failed": "An attempt at a model call failed.",
     "command.finished": "A command ran in the sandbox.",
     "commit.created": "A commit was made.",
+    "branch.pushed": "The result was pushed to the remote, or the remote did not take it.",
     "budget.warned": "A share of a limit is used up.",
     "budget.exceeded": "A limit would have been passed.",
     "budget.degraded": "The run goes on with a cheaper model.",

@@ -106,6 +106,13 @@ class Workspace(Protocol):
         """Make a branch of the project's repository point at a commit."""
         ...
 
+    async def push(self, config: WorkspaceConfig, branch: str, commit: str) -> str | None:
+        """Push a commit to a branch of the configured remote, without force; a branch that holds it stays as it is.
+
+        Return None, or the sentence why the remote did not take it. Raises `Forbidden` unless the settings say push.
+        """
+        ...
+
     async def diff(self, base: str, commit: str, *, limit: int = 60_000) -> Diff:
         """What changed between two commits."""
         ...

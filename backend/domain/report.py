@@ -61,6 +61,12 @@ def ending(verdicts: Mapping[str, Mapping[str, Any]], tasks: Mapping[str, str]) 
     return Ending(status=RunStatus.COMPLETED, reason=_praise(verdicts))
 
 
+def not_pushed(ended: Ending, why: str) -> Ending:
+    """The end of a run whose work is done, and whose remote did not take it; a retry pushes again."""
+    reason = f"{ended.reason} {why} The work is on the local branch; mend the remote, then retry."
+    return Ending(status=RunStatus.FAILED, reason=reason, retry_at="final_decision")
+
+
 def _gate(name: str) -> str:
     return name.partition("/")[0]
 

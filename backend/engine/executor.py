@@ -34,6 +34,7 @@ from backend.engine.claims import Claimed, interrupt_key
 from backend.engine.context import Seats, Workbenches, context_of
 from backend.engine.journal import Books, Transport
 from backend.engine.leases import Heartbeat, Lease
+from backend.engine.leftovers import Leftovers
 from backend.engine.loader import Graphs
 from backend.errors import CompanyError, LimitReached
 from backend.settings import EngineSettings
@@ -66,6 +67,8 @@ class Executor:
     heartbeat: Heartbeat
     settings: EngineSettings
     owner: str
+    leftovers: Leftovers | None = None
+    """Clears away the worktrees of a run that ends."""
     leases: dict[UUID, Lease] = field(default_factory=dict)
 
     async def execute(self, run_id: UUID) -> None:
@@ -353,6 +356,8 @@ class Slice:
         if self._claimed.facts.config.retention.checkpoints == "thin":
             await thin(self._executor.pool, self._run_id)
         await self._executor.bell.wake(self._run_id)
+        if self._executor.leftovers is not None:
+            await self._executor.leftovers.remove(self._run_id)
 
     def _who(self) -> tuple[Sessions, Bell, UUID, int]:
         return self._executor.sessions, self._executor.bell, self._run_id, self._lease.fence.epoch

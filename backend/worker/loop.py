@@ -20,6 +20,7 @@ from backend.adapters.db.pool import open_pool
 from backend.adapters.llm.gateway import Gateway
 from backend.engine.executor import Executor
 from backend.engine.leases import Heartbeat
+from backend.engine.leftovers import Leftovers
 from backend.engine.loader import Graphs
 from backend.engine.reaper import Reaper
 from backend.engine.workbench import workbenches
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from backend.worker.bell import CeleryBell
 
 _log = logging.getLogger(__name__)
+_SWEEP_SECONDS = 60.0
 
 
 class LoopThread:
@@ -106,6 +108,7 @@ class LoopThread:
             heartbeat.start()
             stack.callback(heartbeat.stop)
             sessions = sessions_of(engine)
+            leftovers = Leftovers(sessions, settings.home)
             self._executor = Executor(
                 sessions=sessions,
                 pool=pool,
@@ -116,10 +119,12 @@ class LoopThread:
                 heartbeat=heartbeat,
                 settings=settings.engine,
                 owner=self.name,
+                leftovers=leftovers,
             )
             reaper = Reaper(sessions, self._bell, every=settings.engine.reaper_seconds)
             background = [
                 asyncio.create_task(reaper.run()),
+                asyncio.create_task(leftovers.keep_sweeping(every=_SWEEP_SECONDS)),
                 asyncio.create_task(vitals.publish(settings.redis_url.get_secret_value(), self.name)),
             ]
             self._ready.set()

@@ -21,7 +21,7 @@ from backend.domain.comment import CommentType
 from backend.domain.effect import Effect
 from backend.domain.gates import Decision, Gate, Verdict
 from backend.domain.ports import RunContext, Visit
-from backend.domain.report import Ending, Report, ending
+from backend.domain.report import Ending, Report, ending, not_pushed
 from backend.domain.role import Role
 from backend.domain.run import RunStatus
 from backend.domain.task import TaskKind
@@ -52,10 +52,11 @@ async def final_decision(state: CompanyState, runtime: Runtime[RunContext]) -> U
         return update | _change(state, answer, recorded)
     statuses = {key: card["status"] for key, card in state.get("board", {}).items()}
     ended = ending({**state.get("gates", {}), **trail.as_state(verdict)}, statuses)
+    ended, delivered = await _deliver(state, context, ended)
     facts = _facts(state, ended)
     desk = trail.desk(context, Role.PM, Visit("final_decision", number))
     report = await pm.report(desk, brief=context.run.brief, facts=facts)
-    recorded += await _deliver(state, context, ended)
+    recorded += delivered
     recorded.append(_comment(report, ended, desk.meter))
     recorded.append(trail.progress(state, "final_decision"))
     whole = {**report.model_dump(mode="json"), "facts": facts, "commit": state.get("head")}
@@ -114,21 +115,29 @@ def _facts(state: CompanyState, ended: Ending) -> dict[str, Any]:
     }
 
 
-async def _deliver(state: CompanyState, context: RunContext, ended: Ending) -> list[Effect]:
-    """Point a branch at the result, the real one only when the run completed, and record what is in it."""
+async def _deliver(state: CompanyState, context: RunContext, ended: Ending) -> tuple[Ending, list[Effect]]:
+    """Point a branch at the result, the real one only when the run completed, push it, and record what is in it.
+
+    Returns how the run ends after that: a remote that does not take the work fails it.
+    """
     head = state.get("head")
     if head is None:
-        return []
+        return ended, []
     if ended.status is not RunStatus.COMPLETED:
         await context.workspace.point(f"unfinished/{context.run.number}", head)
-        return []
-    await context.workspace.point(context.run.config.workspace.branch, head)
+        return ended, []
+    place = context.run.config.workspace
+    await context.workspace.point(place.branch, head)
     recorded = []
+    if place.push:
+        why = await context.workspace.push(place, place.branch, head)
+        recorded.append(effects.record_event("branch.pushed", {"branch": place.branch, "commit": head, "error": why}))
+        ended = ended if why is None else not_pushed(ended, why)
     for path in (await context.workspace.files(head))[:ARTIFACTS]:
         text = await context.workspace.read(head, path)
         if text is not None:
             recorded.append(_artifact(path, text, head))
-    return recorded
+    return ended, recorded
 
 
 def _artifact(path: str, text: str, commit: str) -> Effect:

@@ -17,7 +17,7 @@ from graphs.software_company.quality import qa_test
 from graphs.software_company.safety import security_scan
 from graphs.software_company.state import CompanyState
 
-RETRIES = ("pm_create_tasks", "dispatch", "security_scan", "devops_prepare")
+RETRIES = ("pm_create_tasks", "dispatch", "security_scan", "devops_prepare", "final_decision")
 """Where a retry of an ended run may go on."""
 
 

@@ -37,18 +37,33 @@ class Origin:
             raise Invalid(f"The repository has no branch {config.branch!r}. Name one it has in /workspace/branch.")
         return head.text
 
-    async def push(self, config: WorkspaceConfig, branch: str, commit: str) -> None:
-        """Push a commit to a branch of the remote, without force."""
+    async def push(self, config: WorkspaceConfig, branch: str, commit: str) -> str | None:
+        """Push a commit to a branch of the remote, without force; return why the remote did not take it.
+
+        A branch that already holds the commit, by an earlier push whose answer was lost, is as good as pushed.
+        """
         if not config.push or config.remote is None:
             raise Forbidden("This run may not push: set /workspace/push and /workspace/remote if it should.")
         remote = check_remote(config.remote)
         try:
             await self.git.run("push", "--quiet", "--", remote, f"{commit}:refs/heads/{branch}", seconds=_SECONDS)
-        except GitFailed as failed:
-            raise Unavailable(
-                f"The branch {branch!r} could not be pushed to {without_credentials(remote)}: {failed.message}",
-                code="push_failed",
-            ) from failed
+        except (GitFailed, Unavailable) as failed:
+            if await self._holds(remote, branch, commit):
+                return None
+            return f"The branch {branch!r} could not be pushed to {without_credentials(remote)}: {failed.message}"
+        return None
+
+    async def _holds(self, remote: str, branch: str, commit: str) -> bool:
+        """Whether a branch of the remote holds a commit, perhaps with newer ones on top."""
+        seen = f"refs/pushed/{uuid.uuid4().hex}"
+        spec = f"refs/heads/{branch}:{seen}"
+        try:
+            await self.git.run("fetch", "--quiet", "--no-tags", "--no-auto-gc", "--", remote, spec, seconds=_SECONDS)
+            held = await self.git.run("merge-base", "--is-ancestor", commit, seen, ok=(0, 1))
+            await self.git.run("update-ref", "-d", seen)
+        except (GitFailed, Unavailable):
+            return False
+        return held.code == 0
 
     async def _make(self, config: WorkspaceConfig) -> None:
         """Build the repository beside its place, then rename it there: nobody ever sees half of one."""

@@ -41,9 +41,9 @@ class GitWorkspace:
         """Make the repository if it is not there; return the commit its branch points at."""
         return await self.origin.prepare(config)
 
-    async def push(self, config: WorkspaceConfig, branch: str, commit: str) -> None:
-        """Push a commit to the configured remote's branch; `Forbidden` unless the configuration says push."""
-        await self.origin.push(config, branch, await self._commit_id(commit))
+    async def push(self, config: WorkspaceConfig, branch: str, commit: str) -> str | None:
+        """Push a commit to the remote's branch; return why it did not take it, None when it holds the commit."""
+        return await self.origin.push(config, branch, await self._commit_id(commit))
 
     async def checkout(self, name: str, commit: str) -> Worktree:
         """Put the worktree `name` at `commit`, clean."""

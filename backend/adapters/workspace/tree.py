@@ -24,16 +24,27 @@ def empty(path: Path) -> None:
     path.mkdir(parents=True)
 
 
+GRAVE = ".gone-"
+"""How the name of a directory begins that waits for its removal."""
+
+
 def remove(path: Path) -> None:
     """Remove a directory whole; it need not exist. It is renamed first, so a half-done removal is never seen."""
-    if not path.is_symlink() and not path.exists():
-        return
-    if path.is_symlink() or not path.is_dir():
+    grave = path if path.name.startswith(GRAVE) else bury(path)
+    if grave is not None and grave.is_dir():
+        shutil.rmtree(grave, onerror=_open_and_retry)
+
+
+def bury(path: Path) -> Path | None:
+    """Take a directory away by one rename, to be removed; None where there was none (a file or link goes at once)."""
+    if path.is_symlink() or path.is_file():
         path.unlink()
-        return
-    grave = path.with_name(f".gone-{uuid.uuid4().hex}")
+        return None
+    if not path.exists():
+        return None
+    grave = path.with_name(f"{GRAVE}{uuid.uuid4().hex}")
     path.rename(grave)
-    shutil.rmtree(grave, onerror=_open_and_retry)
+    return grave
 
 
 def _open_and_retry(function: object, path: str, _: object) -> None:

@@ -241,10 +241,29 @@ async def test_a_remote_is_fetched_and_pushed_only_as_configured(workspace: GitW
     with pytest.raises(Forbidden, match="/workspace/push"):
         await workspace.push(config, "company", commit)
     pushing = config.model_copy(update={"push": True})
-    await workspace.push(pushing, "company", commit)
-    await workspace.push(pushing, "company", commit)
+    assert await workspace.push(pushing, "company", commit) is None
+    assert await workspace.push(pushing, "company", commit) is None
     out = subprocess.run(["git", "-C", str(source), "rev-parse", "company"], check=True, capture_output=True, text=True)
     assert out.stdout.strip() == commit
+
+
+async def test_a_push_whose_answer_was_lost_counts_though_the_branch_moved_on(
+    workspace: GitWorkspace, tmp_path: Path
+) -> None:
+    remote = tmp_path / "remote.git"
+    subprocess.run(["git", "init", "-q", "--bare", str(remote)], check=True)
+    config = WorkspaceConfig(remote=str(remote), push=True)
+    first = await change(workspace, await workspace.prepare(config), {"a.txt": "a"})
+    second = await change(workspace, first, {"b.txt": "b"})
+    other = await change(workspace, first, {"c.txt": "c"})
+    assert await workspace.push(config, "company", second) is None
+    assert await workspace.push(config, "company", first) is None
+    refused = await workspace.push(config, "company", other)
+    assert refused is not None
+    assert "could not be pushed" in refused
+    gone = await workspace.push(config.model_copy(update={"remote": str(tmp_path / "absent")}), "company", other)
+    assert gone is not None
+    assert str(tmp_path / "absent") in gone
 
 
 async def test_a_remote_that_is_not_there_says_so_and_leaves_nothing(workspace: GitWorkspace, tmp_path: Path) -> None:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 
 from backend.domain.config import RunConfig
 from backend.domain.model import Choice, Exchange, ModelRequest, Position, Quote
+from backend.engine.leftovers import Leftovers
 from backend.engine.workbench import workbenches
 from backend.operations import findings, questions, runs
 from backend.settings import Settings
@@ -48,6 +50,7 @@ async def small(company: Company, tmp_path: Path) -> AsyncIterator[tuple[Company
     company.transport = Spoken(people)  # type: ignore[assignment] # the small company where the script stood
     company.executor = company.worker("small", lease_seconds=60)
     company.executor.workbenches = workbenches(Settings(home=tmp_path, redis_url=None))
+    company.executor.leftovers = Leftovers(company.sessions, tmp_path)
     yield company, people
 
 
@@ -115,3 +118,50 @@ async def test_a_plan_may_be_answered_with_a_change(small: tuple[Company, SmallC
         await company.operate(questions.answer, question, text=words, by="ada")
         await company.executor.execute(run_id)
     assert await status(company, run_id) == "COMPLETED"
+
+
+def git(place: Path, *words: str) -> str:
+    return subprocess.run(["git", "-C", str(place), *words], check=True, capture_output=True, text=True).stdout.strip()
+
+
+async def test_a_remote_that_does_not_take_the_work_fails_the_run_until_it_does(
+    small: tuple[Company, SmallCompany], tmp_path: Path
+) -> None:
+    company, _ = small
+    remote = tmp_path / "remote.git"
+    place = {"push": True, "remote": str(remote), "branch": "result"}
+    run_id = await begin(company, "qa", "docs", "devops", "security", workspace=place)
+    assert await status(company, run_id) == "FAILED"
+    row = await company.row(run_id)
+    said = f"{row['error']} {row['final_report']}"
+    assert "could not be pushed" in said
+    assert "The work is on the local branch" in said
+    local = tmp_path / "repositories" / f"{row['project_id']}.git"
+    head = git(local, "rev-parse", "result")
+
+    subprocess.run(["git", "init", "-q", "--bare", str(remote)], check=True)
+    await retry(company, run_id)
+    assert await status(company, run_id) == "COMPLETED"
+    assert git(remote, "rev-parse", "result") == head
+    told = await company.pool.fetch("SELECT payload ->> 'error' FROM events WHERE type = 'branch.pushed' ORDER BY seq")
+    assert [error is None for (error,) in told] == [False, True]
+
+
+async def test_an_ended_run_leaves_no_worktrees(small: tuple[Company, SmallCompany], tmp_path: Path) -> None:
+    company, _ = small
+    run_id = await begin(company, "qa", "docs", "devops", "security")
+    assert await status(company, run_id) == "COMPLETED"
+    assert list((tmp_path / "worktrees").iterdir()) == []
+
+
+async def test_a_sweep_removes_what_ended_runs_left_and_nothing_else(company: Company, tmp_path: Path) -> None:
+    leftovers = Leftovers(company.sessions, tmp_path)
+    assert await leftovers.sweep() == 0
+    on_its_way, ended, unknown = await company.run(), await company.run(), uuid4()
+    await company.executor.execute(ended)
+    places = [str(on_its_way), str(ended), str(unknown), ".gone-0123", "notes"]
+    for name in places:
+        (tmp_path / "worktrees" / name / "deep").mkdir(parents=True)
+    assert await leftovers.sweep() == 2
+    assert sorted(entry.name for entry in (tmp_path / "worktrees").iterdir()) == sorted([str(on_its_way), "notes"])
+    assert await leftovers.sweep() == 0
