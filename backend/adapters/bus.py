@@ -47,11 +47,11 @@ class Followers:
 
     def __init__(self, url: str, *, poll_seconds: float = POLL_SECONDS) -> None:
         self._url, self._poll = url, poll_seconds
-        self._events: dict[UUID, set[asyncio.Event]] = defaultdict(set)
+        self._events: dict[UUID | None, set[asyncio.Event]] = defaultdict(set)
         self._listening: asyncio.Task[None] | None = None
 
-    async def subscribe(self, run_id: UUID) -> AsyncIterator[None]:
-        """Yield once for each wake-up of a run, and at least every poll interval, until closed."""
+    async def subscribe(self, run_id: UUID | None) -> AsyncIterator[None]:
+        """Yield once for each wake-up of a run (None: of any), and at least every poll interval, until closed."""
         if self._listening is None or self._listening.done():
             self._listening = asyncio.create_task(self._listen(), name="wake-ups")
         event = asyncio.Event()
@@ -91,5 +91,8 @@ class Followers:
             async for message in pubsub.listen():
                 if message["type"] == "message":
                     with suppress(ValueError):
-                        for event in self._events.get(UUID(message["data"].decode()), ()):
-                            event.set()
+                        self._tell(UUID(message["data"].decode()))
+
+    def _tell(self, run_id: UUID) -> None:
+        for event in (*self._events.get(run_id, ()), *self._events.get(None, ())):
+            event.set()

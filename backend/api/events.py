@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 from uuid import UUID
 
 from fastapi import APIRouter, Header, Query, Request, Response, WebSocket, WebSocketDisconnect
@@ -12,11 +12,14 @@ from fastapi.responses import StreamingResponse
 
 from backend.api.dependencies import StrictRoute
 from backend.api.problems import documented
-from backend.api.streams import Entry, Streams, glance
+from backend.api.streams import Streams, glance
+from backend.api.tenant_streams import Place, TenantStreams
 from backend.api.views import view_model
 from backend.domain.event import EVENT_TYPES
+from backend.domain.ids import DEFAULT_TENANT
 from backend.errors import Fault, Invalid, NotFound
 from backend.operations import timeline
+from backend.operations.pages import read_cursor
 
 router = APIRouter(prefix="/api", tags=["events"], route_class=StrictRoute)
 
@@ -34,6 +37,16 @@ _STREAM: dict[int | str, dict[str, Any]] = {
         },
     },
     204: {"description": "The run has ended and nothing follows after the given event; do not reconnect"},
+}
+
+_ALL = {
+    "description": "Server-sent events: `id` is a place to go on from, `data` an event; the stream does not end",
+    "content": {
+        "text/event-stream": {
+            "schema": {"type": "string"},
+            "example": 'id: MjAyNi0xMS0y\nevent: run.created\ndata: {"seq": 1, "type": "run.created"}\n\n',
+        }
+    },
 }
 
 After = Annotated[int | None, Query(ge=0, le=MAX_SEQ, description="The last `seq` that was seen")]
@@ -77,7 +90,11 @@ def _start(last_event_id: str | None, after: int | None) -> int:
     return int(text)
 
 
-async def _frames(entries: AsyncIterator[Entry | None]) -> AsyncIterator[bytes]:
+class _Framed(Protocol):
+    def frame(self) -> bytes: ...
+
+
+async def _frames(entries: AsyncIterator[_Framed | None]) -> AsyncIterator[bytes]:
     yield b"retry: 2000\n\n"
     async for entry in entries:
         yield entry.frame() if entry is not None else b": here\n\n"
@@ -95,6 +112,40 @@ async def follow_run_by_socket(socket: WebSocket, run_id: UUID, after: After = N
             if entry is not None:
                 await socket.send_text(entry.data)
         await socket.close(1000)
+
+
+@router.get(
+    "/events",
+    summary="Follow everything",
+    response_class=StreamingResponse,
+    responses={200: _ALL, **documented(422)},
+)
+async def follow_all(
+    request: Request,
+    after: Annotated[
+        str | None, Query(max_length=200, description="The `id` that was seen last; `now` leaves out what has been")
+    ] = None,
+    last_event_id: Annotated[str | None, Header(description="What a reconnecting client sends by itself")] = None,
+) -> Response:
+    """Every event of all runs and projects, the oldest first, then live ones without end; a comment every 15 s.
+
+    An event comes once no older one can be committed any more, which is at once unless a transaction is open.
+    """
+    streams: TenantStreams = request.app.state.tenant_streams
+    place = await streams.now() if last_event_id is None and after == "now" else _place(last_event_id, after)
+    entries = streams.follow(DEFAULT_TENANT, place)
+    return StreamingResponse(_frames(entries), media_type="text/event-stream", headers=_HEADERS)
+
+
+def _place(last_event_id: str | None, after: str | None) -> Place | None:
+    given, pointer = (after, "/query/after") if last_event_id is None else (last_event_id, "/header/Last-Event-ID")
+    if given is None:
+        return None
+    try:
+        return read_cursor(given.strip())
+    except Invalid as error:
+        right = "the `id` of an event of this stream, unchanged"
+        raise Invalid(f"{pointer.rpartition('/')[2]} takes {right}.", faults=[Fault(pointer, right)]) from error
 
 
 @router.get("/events/types", summary="List event types", response_model=dict[str, Any])

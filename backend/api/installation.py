@@ -16,10 +16,10 @@ from backend.errors import Fault
 
 
 class Followers(Protocol):
-    """Wake-ups of a run's followers: each item says that there may be new events; losing one costs a delay."""
+    """Wake-ups of those who follow runs: each item says that there may be new events; losing one costs a delay."""
 
-    def subscribe(self, run_id: UUID) -> AsyncIterator[object]:
-        """Wake-ups of one run until the iterator is closed."""
+    def subscribe(self, run_id: UUID | None) -> AsyncIterator[object]:
+        """Wake-ups of one run (None: of any) until the iterator is closed."""
         ...
 
 

@@ -22,6 +22,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from backend.adapters.db.engine import Sessions
 from backend.adapters.db.tables import Event, ProjectRun
 from backend.api.installation import Followers
+from backend.domain.ids import DEFAULT_TENANT
 from backend.domain.run import ENDED
 from backend.operations import timeline
 
@@ -58,13 +59,14 @@ class Glance:
         return self.ended and seq >= self.last_seq
 
 
-async def glance(sessions: Sessions, run_id: UUID, after: int) -> Glance | None:
-    """One statement: the run's place and its next events; None when the run is not there."""
+async def glance(sessions: Sessions, run_id: UUID, after: int, *, tenant_id: UUID = DEFAULT_TENANT) -> Glance | None:
+    """One statement: the run's place and its next events; None when the tenant has no such run."""
     shown = (
         select(*timeline.VIEW.shown).where(Event.run_id == run_id, Event.seq > after).order_by(Event.seq).limit(_BATCH)
     )
     rows = shown.subquery("x")
-    run = select(ProjectRun.status, ProjectRun.event_seq).where(ProjectRun.id == run_id).subquery("run")
+    where = (ProjectRun.id == run_id, ProjectRun.tenant_id == tenant_id)
+    run = select(ProjectRun.status, ProjectRun.event_seq).where(*where).subquery("run")
     query = (
         select(
             run.c.status, run.c.event_seq, rows.c.seq, rows.c.type, cast(func.row_to_json(literal_column("x")), Text)

@@ -11,7 +11,7 @@ import binascii
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -72,8 +72,8 @@ def read_cursor(cursor: str) -> tuple[datetime, UUID]:
         parsed = datetime.fromisoformat(instant)
         if parsed.tzinfo is None:
             raise ValueError("no time zone")
-        return parsed, UUID(row_id)
-    except (ValueError, binascii.Error) as error:
+        return parsed.astimezone(UTC), UUID(row_id)
+    except (ValueError, OverflowError, binascii.Error) as error:
         raise Invalid(
             "This cursor was not made by a list of this API; use `next_cursor` of the page before.",
             faults=[Fault("/query/cursor", "the `next_cursor` of the page before, unchanged")],

@@ -24,16 +24,16 @@ class Quiet:
 
     def __init__(self) -> None:
         self.rung: list[UUID] = []
-        self.queues: dict[UUID, list[asyncio.Queue[None]]] = {}
+        self.queues: dict[UUID | None, list[asyncio.Queue[None]]] = {}
 
     async def ring(self, run_id: UUID) -> None:
         self.rung.append(run_id)
 
     async def wake(self, run_id: UUID) -> None:
-        for queue in self.queues.get(run_id, []):
+        for queue in (*self.queues.get(run_id, []), *self.queues.get(None, [])):
             queue.put_nowait(None)
 
-    async def subscribe(self, run_id: UUID) -> AsyncIterator[object]:
+    async def subscribe(self, run_id: UUID | None) -> AsyncIterator[object]:
         queue: asyncio.Queue[None] = asyncio.Queue()
         self.queues.setdefault(run_id, []).append(queue)
         try:
@@ -95,6 +95,7 @@ async def client(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
     async with httpx.AsyncClient(transport=transport, base_url="http://company") as client:
         yield client
     await app.state.streams.close()
+    await app.state.tenant_streams.close()
 
 
 Post = Callable[..., Awaitable[Any]]
