@@ -21,7 +21,6 @@ async def of_run(session: AsyncSession, run_id: UUID, *, limit: int, skip: int) 
             Checkpoint.checkpoint_id,
             Checkpoint.parent_id,
             Checkpoint.metadata_,
-            Checkpoint.state,
             Checkpoint.created_at,
         )
         .where(Checkpoint.thread_id == run_id, Checkpoint.namespace == _MAIN)

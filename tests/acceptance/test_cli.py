@@ -181,6 +181,10 @@ def test_a_run_is_followed_to_its_end_and_found_again(up: Up) -> None:
     cost = up.get(f"/api/runs/{run_id}/cost")
     assert sum(line["calls"] for line in cost["by_node"]) == 16
     assert up.get(f"/api/runs/{run_id}/graph")["visits"]["work"] >= 6
+    kept = up.get(f"/api/runs/{run_id}/checkpoints")
+    assert [place["parent_id"] for place in kept[:-1]] == [place["checkpoint_id"] for place in kept[1:]]
+    steps = [place["step"] for place in kept]
+    assert (steps, len(steps) >= 3) == (sorted(steps, reverse=True), True)
     recorded = up.shell.run("record", run_id)
     assert (recorded.returncode, recorded.stdout.startswith("recording: 1")) == (0, True), recorded
     refused = up.shell.run("pause", run_id)
