@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Sequence
 from decimal import Decimal, InvalidOperation
@@ -27,6 +28,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else"
 
 def run(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; ends the process with the command's exit code."""
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # both end a command in order
     try:
         app(args=None if arguments is None else list(arguments), standalone_mode=True)
     except CompanyError as error:

@@ -9,8 +9,9 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
+import typer
 from rich.console import Console
 from rich.text import Text
 
@@ -18,11 +19,13 @@ from backend.adapters.llm.replay import Recordings
 from backend.cli import follow, start
 from backend.cli.place import Company, do, prepare, reached, with_addresses
 from backend.cli.screen import screen, typed
-from backend.engine.embedded import Children, Stack, wait_for_signal
+from backend.engine.embedded import Children, Stack, is_up, wait_for_signal
 from backend.errors import Unavailable
 from backend.settings import Settings
 
 SHOWCASE = "showcase"
+INTERRUPTED = 130
+"""The exit code of a command that a signal ended, as shells have it."""
 API_SECONDS = 60.0
 """How long the api may take to answer for the first time."""
 
@@ -51,23 +54,28 @@ def demo() -> int:
     brief = Recordings(settings.home).load(SHOWCASE).brief
     console = screen()
     console.print(Text("The showcase: the replies of the models are recorded, everything else is real.", style="bold"))
+
+    async def work(company: Company) -> int:
+        run = await start.begin(company, brief, SHOWCASE, start.title_of(brief), {})
+        code = await follow.to_the_end(company, run.id)
+        facts = await start.summary(company, run.id)
+        start.tell(console, facts)
+        _tell_more(console, company.settings, facts["run_id"], up=up_already)
+        return code
+
+    up_already = is_up(settings)
+    if up_already:
+        console.print(Text(f"A company runs in {settings.home} already and plays it."))
+        return do(work, settings)
     with running(settings.model_copy(update={"port": 0})) as started:
-
-        async def work(company: Company) -> int:
-            run = await start.begin(company, brief, SHOWCASE, start.title_of(brief), {})
-            code = await follow.to_the_end(company, run.id)
-            facts = await start.summary(company, run.id)
-            start.tell(console, facts)
-            _tell_more(console, started, facts["run_id"])
-            return code
-
         return do(work, started)
 
 
-def _tell_more(console: Console, settings: Settings, run_id: str) -> None:
+def _tell_more(console: Console, settings: Settings, run_id: str, *, up: bool) -> None:
     command = typed(settings)
     api = f"http://{settings.host}:{Settings().port}"
-    console.print(Text(f"\nStart it again with `{command} up`, then:", style="bold"))
+    first = "The company is still up:" if up else f"Start it again with `{command} up`, then:"
+    console.print(Text(f"\n{first}", style="bold"))
     for what, how in (
         ("Everything", f"{command} show {run_id}"),
         ("Why a line", f"{command} why README.md:1"),
@@ -97,7 +105,11 @@ def running(settings: Settings, *, workers: int = 1, with_api: bool = True, quie
     settings = settings.model_copy(update={"home": settings.home.absolute()})
     if with_api:
         settings = settings.model_copy(update={"port": _port(settings)})
-    with console.status("Starting the database and the broker …"), Stack.start(settings) as stack:
+    with ExitStack() as held:
+        spinner = console.status("Starting the database and the broker …")
+        spinner.start()
+        held.callback(spinner.stop)
+        stack = held.enter_context(Stack.start(settings))
         started = with_addresses(settings, stack.addresses)
         asyncio.run(prepare(started))
         environment = started.for_child(database_url=stack.database_url, redis_url=stack.redis_url)
@@ -107,10 +119,15 @@ def running(settings: Settings, *, workers: int = 1, with_api: bool = True, quie
         }
         if with_api:
             commands["api"] = [sys.executable, "-m", "backend.cli.server"]
-        with Children(commands, environment, settings.home / "logs"):
-            if with_api:
-                _wait_for_api(started)
+        held.enter_context(Children(commands, environment, settings.home / "logs"))
+        if with_api:
+            _wait_for_api(started)
+        spinner.stop()
+        try:
             yield started
+        except KeyboardInterrupt:
+            console.print(Text("Ending. Nothing is lost: runs go on from where they are when the company is up again."))
+            raise typer.Exit(INTERRUPTED) from None
 
 
 def _port(settings: Settings) -> int:

@@ -111,6 +111,7 @@ def up(tmp_path_factory: pytest.TempPathFactory, addresses: dict[str, str]) -> I
         yield Up(shell, process, first.split()[-1], endpoint)
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=60) == 0
+        process.stdout.close()
 
 
 @pytest.fixture(scope="module")
@@ -278,3 +279,26 @@ def test_migrating_twice_is_the_same_as_once(up: Up) -> None:
     for _ in range(2):
         done = up.shell.run("migrate")
         assert (done.returncode, "newest revision" in done.stdout) == (0, True), done
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_demo_that_is_interrupted_says_so_and_leaves_nothing_running(alone: Shell, number: signal.Signals) -> None:
+    demo = alone.start("demo")
+    assert demo.stdout is not None
+    said = demo.stdout.readline()
+    while said and not said.startswith(b"gate "):
+        said = demo.stdout.readline()
+    demo.send_signal(number)
+    rest = demo.stdout.read().decode()
+    assert (demo.wait(timeout=60), "Nothing is lost" in rest, "Traceback" in rest) == (130, True, False), rest
+    demo.stdout.close()
+    home = alone.environment["COMPANY_HOME"]
+    running = [path for path in Path("/proc").glob("[0-9]*/cmdline") if home in _read(path)]
+    assert [_read(path) for path in running] == []
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_bytes().decode(errors="replace")
+    except OSError:
+        return ""  # it ended meanwhile

@@ -91,6 +91,11 @@ def attach(settings: Settings) -> Addresses | None:
     return state.published(settings.home.resolve())
 
 
+def is_up(settings: Settings) -> bool:
+    """Whether a company holds the state directory: it has workers, which named servers alone need not have."""
+    return settings.home.is_dir() and state.is_held(settings.home.resolve())
+
+
 def _starters(settings: Settings, home: Path, *, durable: bool) -> list[Starter]:
     if settings.database_url is not None and settings.redis_url is not None:
         return []
