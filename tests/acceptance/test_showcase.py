@@ -44,7 +44,7 @@ async def outcome(firm: Firm, run_id: UUID) -> dict[str, Any]:
         ),
         "events": await firm.query(
             "SELECT type, count(*) FROM events WHERE run_id = $1"
-            " AND type NOT IN ('run.resumed', 'run.lease_lost', 'node.started') GROUP BY 1 ORDER BY 1",
+            " AND type NOT IN ('run.resumed', 'run.lease_lost') GROUP BY 1 ORDER BY 1",
             run_id,
         ),
     }

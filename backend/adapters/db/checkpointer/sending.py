@@ -66,11 +66,17 @@ async def fetch(pool: Any, text: str, args: Sequence[Any]) -> Any:
 
 
 async def _send_shortcut(pool: Any, statement: Statement) -> Any:
+    connection = await pool.acquire()
     try:
-        return await pool.fetchrow(statement.text(_DONE), *statement.args)
+        return await connection.fetchrow(statement.text(_DONE), *statement.args)
     except asyncpg.UniqueViolationError:
         # The checkpoint's place is taken; the whole statement says by whom.
         return None
+    finally:
+        # The pool takes a connection back in three turns of the event loop, which the run need not wait for.
+        going = asyncio.ensure_future(pool.release(connection))
+        _GOING.add(going)
+        going.add_done_callback(_GOING.discard)
 
 
 async def _send_once(pool: Any, statements: Sequence[Statement]) -> Any:
@@ -86,5 +92,7 @@ async def _send_once(pool: Any, statements: Sequence[Statement]) -> Any:
         return row
 
 
+_GOING: set[asyncio.Future[None]] = set()
+"""Connections on their way back to a pool; kept here so that nobody collects them."""
 _DONE = "SELECT 1 AS fenced, 1 AS fresh FROM go"
 _FRESH = "SELECT (SELECT count(*) FROM fence) AS fenced, (SELECT count(*) FROM go) AS fresh"

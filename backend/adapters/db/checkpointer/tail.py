@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 from uuid import UUID
 
@@ -11,7 +12,7 @@ from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import ChannelVersions, Checkpoint, CheckpointMetadata
 from langgraph.checkpoint.serde.types import TASKS
 
-from backend.adapters.db.checkpointer.codec import dumps, loads
+from backend.adapters.db.checkpointer.codec import dumps, loads, plain_dumps
 from backend.adapters.db.commit import CheckpointRow
 from backend.errors import Invalid
 
@@ -69,7 +70,7 @@ class Tail:
             as_uuid(checkpoint["id"], "checkpoint_id"),
             as_uuid(self.parent_id, "checkpoint_id") if self.parent_id else None,
             dumps(dict(self.metadata or {}), where="The metadata"),
-            dumps(state, where="The checkpoint"),
+            plain_dumps(state, where="The checkpoint"),
             dumps(self.held, where="The state"),
         )
 
@@ -115,6 +116,7 @@ def place(config: RunnableConfig) -> tuple[str, str, str | None]:
     return str(configurable["thread_id"]), configurable.get("checkpoint_ns", ""), configurable.get("checkpoint_id")
 
 
+@lru_cache(maxsize=1024)
 def as_uuid(value: str | None, what: str) -> UUID:
     """The id as a UUID; raises `Invalid` for any other text."""
     try:
