@@ -336,6 +336,7 @@ def _events() -> None:
         sa.UniqueConstraint("run_id", "seq", name="uq_events_run_id_seq"),
         comment="The one log: timeline, live stream, audit and outbox are read from it; rows are never changed"
     )
+    op.create_index("idx_event_tenant_occurred", "events", ["tenant_id", "occurred_at", "event_id"])
     op.create_index("idx_event_project", "events", ["project_id"], postgresql_where=sa.text("run_id IS NULL"))
 
 

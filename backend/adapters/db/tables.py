@@ -523,6 +523,7 @@ class Event(Table):
     __table_args__ = (
         UniqueConstraint("run_id", "seq"),
         CheckConstraint("(run_id IS NULL) = (seq IS NULL)", name="seq"),
+        Index("idx_event_tenant_occurred", "tenant_id", "occurred_at", "event_id"),
         Index("idx_event_project", "project_id", postgresql_where=sql("run_id IS NULL")),
         {"comment": "The one log: timeline, live stream, audit and outbox are read from it; rows are never changed"},
     )
