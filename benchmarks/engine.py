@@ -1,6 +1,6 @@
 """What a durable node costs: LangGraph's own saver, ours with rows and events, and plain asyncpg as the floor.
 
-One Postgres, one process, rounds of all three in turn; medians and ratios. `--url` (or DATABASE_URL) names a server on
+One Postgres, one process, rounds of all in turn; medians and ratios. `--url` (or DATABASE_URL) names a server on
 which databases may be made; without it the embedded one is started. WAL, table bytes and transactions are per run.
 """
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
+import asyncpg
 import pytest
 from langgraph.graph import StateGraph
 
@@ -73,6 +74,43 @@ async def test_a_worker_that_lost_its_lease_writes_nothing(runs: Runs) -> None:
         await runs.drive(fence, build(work=loses))
     assert await runs.rows("SELECT DISTINCT status FROM tasks") == [("CREATED",)]
     assert await runs.rows("SELECT count(*) FROM checkpoints") == [(1,)]
+
+
+class Forgetful(asyncpg.Connection):  # type: ignore[misc]  # asyncpg ships no types
+    """A connection that breaks after each new write has been committed, before anybody hears of it."""
+
+    lost: ClassVar[set[str]] = set()
+
+    async def fetchrow(self, query: str, *args: Any, **options: Any) -> Any:
+        row = await super().fetchrow(query, *args, **options)
+        if query.startswith("WITH") and repr(args) not in self.lost:
+            self.lost.add(repr(args))
+            raise ConnectionResetError("the reply was lost")
+        return row
+
+
+async def test_a_commit_whose_reply_was_lost_is_not_made_twice(runs: Runs, database_url: str) -> None:
+    async with asyncpg.create_pool(database_url, connection_class=Forgetful, min_size=1, max_size=4) as pool:
+        forgetful = Runs(runs.sessions, pool, runs.make_run)
+        fence = await forgetful.leased()
+        await forgetful.drive(fence, build())
+    assert len(Forgetful.lost) >= 5
+    whole = await runs.leased_twin(build())
+    assert await runs.story(fence.run_id) == await runs.story(whole.run_id)
+    await runs.check_sequence(fence.run_id)
+
+
+async def test_a_finished_node_says_which_nodes_start(runs: Runs) -> None:
+    fence = await runs.leased()
+    await runs.drive(fence, build())
+    told = await runs.rows(
+        "SELECT payload ->> 'node', payload -> 'next' FROM events WHERE run_id = $1 AND type = 'node.finished'"
+        " ORDER BY seq",
+        fence.run_id,
+    )
+    assert told[0] == ("plan", '["work", "work", "work"]')
+    assert [following for node, following in told if node == "work" and following] == ['["decide"]']
+    assert told[-1] == ("decide", None)
 
 
 async def test_every_durability_but_sync_is_refused(runs: Runs) -> None:
