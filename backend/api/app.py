@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator
 
 from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
 from backend.api import (
@@ -52,7 +53,8 @@ once. PATCH needs `If-Match`. Money is a string in USD with six decimals, instan
 
 def create_app(installation: Installation) -> FastAPI:
     """Build the API over an installation; nothing is opened before it starts."""
-    app = FastAPI(title="The company", version="1", description=DESCRIPTION, lifespan=_life)
+    # The pages under /docs load nothing from elsewhere: they work on a machine without internet.
+    app = FastAPIOffline(title="The company", version="1", description=DESCRIPTION, lifespan=_life)
     app.state.installation = installation
     app.state.readers = _readers(installation)
     app.state.streams = Streams(app.state.readers, installation.followers)
