@@ -37,9 +37,17 @@ def run(arguments: Sequence[str] | None = None) -> None:
             if fault.message not in error.message:
                 typer.echo(f"  {fault.pointer}: {fault.message}", err=True)
         sys.exit(2 if isinstance(error, Invalid) else 1)
-    except (OSError, TimeoutError) as error:
-        typer.echo(f"Something that is needed is away: {error}. `company doctor` tells what.", err=True)
+    except _away() as error:
+        said = str(getattr(error, "orig", None) or error).strip().rstrip(".") or type(error).__name__
+        typer.echo(f"Something that is needed is away: {said}. `company doctor` tells what.", err=True)
         sys.exit(1)
+
+
+def _away() -> tuple[type[Exception], ...]:
+    """What the outside raises when it is away; looked up when something was raised, since help imports none of it."""
+    libraries = (("sqlalchemy.exc", "SQLAlchemyError"), ("redis.exceptions", "RedisError"))
+    known = [getattr(sys.modules.get(module), name, None) for module, name in libraries]
+    return (OSError, TimeoutError, *(kind for kind in known if kind is not None))
 
 
 @app.command()

@@ -56,8 +56,10 @@ async def revision(engine: AsyncEngine) -> str | None:
 async def upgrade(url: str, *, to: str = "head") -> None:
     """Bring the database to a revision; nothing happens when it is there already.
 
-    Raises `Unavailable` when a table stays in use, so that an upgrade never holds the company up.
+    Raises `Unavailable` when a table stays in use, so that an upgrade never holds the company up, and for a database
+    that a newer release has migrated.
     """
+    await _refuse_what_is_unknown(url)
     for _ in range(ATTEMPTS):
         try:
             await _run(url, lambda config: command.upgrade(config, to))
@@ -71,6 +73,21 @@ async def upgrade(url: str, *, to: str = "head") -> None:
         f"The database could not be migrated: a table was in use for {ATTEMPTS} tries. Find the long transaction in "
         "pg_stat_activity, end it and migrate again."
     )
+
+
+async def _refuse_what_is_unknown(url: str) -> None:
+    engine = create_async_engine(asyncpg_url(url), poolclass=NullPool)
+    try:
+        at = await revision(engine)
+    finally:
+        await engine.dispose()
+    known = {script.revision for script in ScriptDirectory.from_config(configuration()).walk_revisions()}
+    if at is not None and at not in known:
+        raise Unavailable(
+            f"The database is at revision {at}, which this release does not know (its newest is {head()}): install the "
+            "release that made it, or use another database or COMPANY_HOME.",
+            code="database_too_new",
+        )
 
 
 async def downgrade(url: str, *, to: str) -> None:

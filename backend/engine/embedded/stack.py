@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Self
+from urllib.parse import urlsplit
 
 from backend.engine.embedded import broker, database, place, state
 from backend.engine.embedded.broker import Broker
 from backend.engine.embedded.database import Postgres
 from backend.engine.embedded.keeper import Keeper, Starter
 from backend.engine.embedded.state import Addresses
+from backend.errors import Unavailable
 from backend.settings import Settings
 
 
@@ -35,6 +37,7 @@ class Stack:
         A server that ends by itself is started again where it was. `durable=False` is for tests: an operating system
         that crashes may take the data with it. Raises `Unavailable` with a sentence that says what is in the way.
         """
+        check(settings)
         home = state.prepare(settings.home)
         with ExitStack() as held:
             held.enter_context(state.held(home))
@@ -78,11 +81,32 @@ class Stack:
         self.stop()
 
 
+def check(settings: Settings) -> None:
+    """Raise `Unavailable` for a DATABASE_URL or REDIS_URL that names no server of its kind; neither is repeated."""
+    for name, url, example in (
+        ("DATABASE_URL", settings.database_url, "postgresql://user:password@host:5432/database"),
+        ("REDIS_URL", settings.redis_url, "redis://host:6379/0"),
+    ):
+        if url is not None and not _fits(url.get_secret_value(), example.partition("://")[0]):
+            raise Unavailable(f"{name} is no address that can be used here: write it as {example}, or unset it.")
+
+
+def _fits(url: str, kind: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        port_fits = parts.port is None or parts.port > 0
+    except ValueError:
+        return False
+    kinds = {"postgresql": {"postgresql", "postgres"}, "redis": {"redis", "rediss", "unix"}}[kind]
+    return parts.scheme in kinds and port_fits
+
+
 def attach(settings: Settings) -> Addresses | None:
     """Where the servers of this installation are: as the settings say, or those of the company that runs here.
 
-    None when neither is the case: start a `Stack` then.
+    None when neither is the case: start a `Stack` then. Raises `Unavailable` for an address of another kind.
     """
+    check(settings)
     named = settings.database_url, settings.redis_url
     if named[0] is not None and named[1] is not None:
         return Addresses(named[0].get_secret_value(), named[1].get_secret_value())
