@@ -11,6 +11,7 @@ import pytest
 from backend.adapters.db.engine import Sessions
 from tests.acceptance.firm import Firm
 from tests.openai_server import OpenAIServer
+from tests.openai_server.server import Script
 from tests.small_company import SmallCompany
 
 
@@ -18,10 +19,10 @@ from tests.small_company import SmallCompany
 def hire(
     tmp_path: Path, database_url: str, redis_url: str, sessions: Sessions, make_run: Any
 ) -> Iterator[Callable[..., Firm]]:
-    """Makes a firm whose models follow a `SmallCompany`."""
+    """Makes a firm whose models follow a `SmallCompany`, or another script."""
     hired: list[Firm] = []
 
-    def make(company: SmallCompany | None = None) -> Firm:
+    def make(company: Script | None = None) -> Firm:
         firm = Firm(tmp_path, database_url, redis_url, sessions, make_run, OpenAIServer(company or SmallCompany()))
         firm.server.__enter__()
         hired.append(firm)
