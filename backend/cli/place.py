@@ -35,7 +35,8 @@ class Company:
 
     def faults(self, config: RunConfig, brief: str) -> list[Fault]:
         """What keeps a run from beginning here."""
-        return readiness.faults(config, brief, recordings=Recordings(self.settings.home))
+        roles = self.graphs.roles(config.graph)
+        return readiness.faults(config, brief, recordings=Recordings(self.settings.home), roles=roles)
 
 
 def with_addresses(settings: Settings, addresses: Addresses) -> Settings:

@@ -47,7 +47,9 @@ def compose(settings: Settings) -> Installation:
         followers=Followers(redis_url),
         graph_version=graphs.newest,
         graph_shape=graphs.shape,
-        faults=lambda config, brief: readiness.faults(config, brief, recordings=recordings),
+        faults=lambda config, brief: readiness.faults(
+            config, brief, recordings=recordings, roles=graphs.roles(config.graph)
+        ),
         health=examine,
         readiness=essentials,
         workers=lambda: vitals.collect(redis),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from backend.domain.config import RunConfig
 from backend.domain.model_choice import fallback_chain, model_of, no_model, split
@@ -22,13 +22,14 @@ def start_faults(
     has_key: Callable[[str], bool],
     is_priced: Callable[[str, str], bool],
     recorded_brief: Callable[[str], str | None],
+    roles: Iterable[Role] = tuple(Role),
 ) -> list[Fault]:
     """Return what keeps a run with this configuration and brief from beginning; empty when nothing does.
 
-    `has_key(variable)`, `is_priced(provider, model)` and `recorded_brief(provider)` (None: no such recording) tell of
-    the installation. Every sentence says what to set.
+    `roles` are those that the run's graph seats. `has_key(variable)`, `is_priced(provider, model)` and
+    `recorded_brief(provider)` (None: no such recording) tell of the installation. Every sentence says what to set.
     """
-    used = list(models_used(config))
+    used = list(models_used(config, roles))
     faults = [
         Fault(f"/roles/{role.value}/model", no_model(role, provider)) for role, provider, model in used if model is None
     ]
@@ -44,9 +45,9 @@ def start_faults(
     return faults
 
 
-def models_used(config: RunConfig) -> Iterator[tuple[Role, str, str | None]]:
+def models_used(config: RunConfig, roles: Iterable[Role] = tuple(Role)) -> Iterator[tuple[Role, str, str | None]]:
     """Yield (role, provider, model) of every model that a run may come to call, fallbacks and degrading included."""
-    for role in Role:
+    for role in roles:
         if not config.role(role).enabled:
             continue
         named = [model_of(config, role, kind) for kind in (None, *sorted(config.models.by_task_type))]

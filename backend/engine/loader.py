@@ -12,6 +12,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from backend.domain.graph import GraphSpec
+from backend.domain.role import Role
 from backend.errors import Invalid, Unavailable
 
 GROUP = "company.graphs"
@@ -43,6 +44,10 @@ class Graphs:
             known = ", ".join(sorted(self._newest)) or "none is installed"
             raise Invalid(f"There is no graph {name}; installed: {known}.", code="unknown_graph")
         return self._newest[name]
+
+    def roles(self, name: str) -> tuple[Role, ...]:
+        """The roles that the newest version of a graph seats; raises `Invalid` for an unknown graph."""
+        return tuple(self.find(name, self.newest(name)).roles)
 
     def find(self, name: str, version: str) -> GraphSpec:
         """The graph that a run is pinned to; raises `Unavailable` (code `graph_gone`) when it is not installed."""

@@ -19,6 +19,7 @@ import pytest
 from backend.cli.follow import EXIT_CODES
 from backend.domain.run import ENDED
 from tests.openai_server import OpenAIServer, Reply, error, text
+from tests.small_company import BRIEF, SmallCompany
 
 ROOT = Path(__file__).parents[2]
 COMPANY = [sys.executable, "-c", "from backend.cli import main; main()"]
@@ -302,3 +303,17 @@ def _read(path: Path) -> str:
         return path.read_bytes().decode(errors="replace")
     except OSError:
         return ""  # it ended meanwhile
+
+
+def test_a_credential_that_stays_in_the_code_ends_with_the_exit_code_of_security(alone: Shell) -> None:
+    with OpenAIServer(SmallCompany(leaks=True)) as endpoint:
+        settings = {
+            "models.default": "scripted",
+            "models.providers.local.base_url": endpoint.base_url,
+            "security.max_iterations": "1",
+        }
+        pairs = [word for pair in settings.items() for word in ("--set", "=".join(pair))]
+        done = alone.run("run", BRIEF, "--template", "local", "--wait", *pairs, seconds=200)
+        assert (done.returncode, "STOPPED_SECURITY" in done.stdout) == (4, True), done
+        shown = alone.run("show")
+    assert (shown.returncode, "open findings" in shown.stdout) == (0, True), shown

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from backend.domain.patch import merge
+from backend.domain.role import Role
 from backend.domain.start import start_faults
 
 OWN = {"models": {"default": "m", "provider": "mine", "providers": {"mine": {"base_url": "http://127.0.0.1:1/v1"}}}}
@@ -17,6 +18,7 @@ def faults(
     priced: tuple[str, ...] = (),
     recorded: str | None = "the recorded brief",
     brief: str = "a brief of my own",
+    roles: tuple[Role, ...] = tuple(Role),
 ) -> dict[str, str]:
     found = start_faults(
         merge(*patches),
@@ -24,6 +26,7 @@ def faults(
         has_key=lambda variable: variable in keys,
         is_priced=lambda _provider, model: model in priced,
         recorded_brief=lambda _provider: recorded,
+        roles=roles,
     )
     return {fault.pointer: fault.message for fault in found}
 
@@ -78,3 +81,12 @@ def test_a_replay_takes_only_the_brief_that_it_was_recorded_for() -> None:
 
 def test_a_recording_that_is_not_there_is_said() -> None:
     assert "not there" in faults(REPLAY, recorded=None)["/models/providers/show/recording"]
+
+
+def test_a_graph_without_roles_needs_no_model() -> None:
+    assert faults({}, roles=()) == {}
+    assert faults({"budget": {"usd": 1}, "models": {"default": "unpriced"}}, roles=()) == {}
+
+
+def test_only_the_roles_of_the_graph_need_models() -> None:
+    assert set(faults({}, keys=("OPENAI_API_KEY",), roles=(Role.QA,))) == {"/roles/qa/model"}
