@@ -44,6 +44,7 @@ from backend.settings import Settings
 
 os.environ.setdefault("LANGGRAPH_STRICT_MSGPACK", "true")
 NODES = 7
+PIECES = 4
 BRIEF, PLAN, DESIGN, REPORT, CARD, NOTE = 5_000, 4_500, 4_500, 1_500, 250, 300
 """Characters of text in each channel; together about 20,000 at the end of a run."""
 PART = 2_900
@@ -370,20 +371,23 @@ async def one_at_a_time(contenders: list[Any], found: dict[str, Figures], runs: 
             found[contenders[turn].name].latency.append((time.perf_counter() - began) * 1000)
 
 
-async def many_at_once(contender: Any, connection: Any, figures: Figures, *, many: int, at_once: int) -> None:
-    """Throughput, WAL and table bytes."""
-    identities = await contender.prepare(many)
-    await connection.execute("CHECKPOINT")
-    # A checkpoint makes the next write of each page log the whole page: the first runs are not counted.
-    warm, counted = identities[: many // 4], identities[many // 4 :]
-    await in_parallel(contender, warm, at_once)
-    before = await counters(connection)
-    began = time.perf_counter()
-    await in_parallel(contender, counted, at_once)
-    figures.throughput.append(len(counted) / (time.perf_counter() - began))
-    after = await counters(connection)
-    figures.wal.append((after[0] - before[0]) / len(counted))
-    figures.table.append((after[1] - before[1]) / len(counted))
+async def many_at_once(sides: list[tuple[Any, Any]], found: dict[str, Figures], many: int, at_once: int) -> None:
+    """Throughput, WAL and table bytes, in pieces that take turns: a machine changes from minute to minute.
+
+    A checkpoint makes the next write of each page log the whole page: the first piece after it is not counted.
+    """
+    await sides[0][1].execute("CHECKPOINT")
+    for piece in range(PIECES + 1):
+        for contender, connection in sides[piece % len(sides) :] + sides[: piece % len(sides)]:
+            identities = await contender.prepare(many // PIECES)
+            before, began = await counters(connection), time.perf_counter()
+            await in_parallel(contender, identities, at_once)
+            seconds, after = time.perf_counter() - began, await counters(connection)
+            if piece:
+                figures = found[contender.name]
+                figures.throughput.append(len(identities) / seconds)
+                figures.wal.append((after[0] - before[0]) / len(identities))
+                figures.table.append((after[1] - before[1]) / len(identities))
 
 
 async def transactions(contender: Any, connection: Any, url: str, runs: int = 60) -> float:
@@ -425,11 +429,9 @@ async def bench(server: str, shape: Shape, rounds: int, single: int, many: int, 
             await contender.open(url)
             connections.append(await asyncpg.connect(url))
             await in_parallel(contender, await contender.prepare(at_once), at_once)
-        for number in range(rounds):
+        for _ in range(rounds):
             await one_at_a_time(contenders, found, single)
-            order = list(zip(contenders, connections, strict=True))
-            for contender, connection in order[number % len(order) :] + order[: number % len(order)]:
-                await many_at_once(contender, connection, found[contender.name], many=many, at_once=at_once)
+            await many_at_once(list(zip(contenders, connections, strict=True)), found, many, at_once)
         for contender, connection, url in zip(contenders, connections, urls, strict=True):
             found[contender.name].transactions.append(await transactions(contender, connection, url))
             await connection.close()
@@ -476,7 +478,7 @@ def main(argv: list[str] | None = None, run: Callable[..., Awaitable[dict[str, F
     parser.add_argument("--state", choices=[*SHAPES, "both"], default="both", help="what the graph's state is like")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--single", type=int, default=20, help="runs one at a time, each round")
-    parser.add_argument("--many", type=int, default=160, help="runs at once, each round")
+    parser.add_argument("--many", type=int, default=256, help="runs for throughput, each round")
     parser.add_argument("--at-once", type=int, default=32)
     asked = parser.parse_args(argv)
     with ExitStack() as held:
