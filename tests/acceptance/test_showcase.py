@@ -57,6 +57,10 @@ async def test_the_showcase_killed_at_ten_points_ends_as_if_nothing_had_happened
     await firm.ended(calm, seconds=150)
     assert await firm.one("status", calm) == "COMPLETED", await firm.explain(calm)
     expected = await outcome(firm, calm)
+    keys = {key for key, *_ in expected["tasks"]}
+    assert {"bug-1-1", "security-1-1"} <= keys, "QA's tests caught no bug, or the scanners no secret"
+    assert {status for _, status, *_ in expected["tasks"]} == {"DONE"}
+    assert len(expected["calls"]) == len(RECORDING.steps)
 
     killed = await firm.begin(RECORDING.brief, **REPLAY)
     steps = len(RECORDING.steps)
