@@ -74,7 +74,11 @@ def demo() -> int:
 def _tell_more(console: Console, settings: Settings, run_id: str, *, up: bool) -> None:
     command = typed(settings)
     api = f"http://{settings.host}:{Settings().port}"
-    first = "The company is still up:" if up else f"Start it again with `{command} up`, then:"
+    first = (
+        "The company is still up; it told its port when it came up:"
+        if up
+        else f"Start it again with `{command} up`, then:"
+    )
     console.print(Text(f"\n{first}", style="bold"))
     for what, how in (
         ("Everything", f"{command} show {run_id}"),

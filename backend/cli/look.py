@@ -137,6 +137,11 @@ def record(name: str, to: Path | None) -> int:
     else:
         to.write_text(text, encoding="utf-8")
         screen().print(Text(f"Wrote {to}."))
+        home = Settings().home / "recordings"
+        screen().print(
+            Text(f"To play it: copy it into {home} and run its brief with --template showcase --set ")
+            + Text(f"models.providers.showcase.recording={to.stem}")
+        )
     return 0
 
 
