@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from celery import Celery
+from kombu.transport.redis import Channel
 
 from backend.settings import Settings
 
@@ -11,7 +12,12 @@ EXECUTE = "run.execute"
 
 
 def make_app(settings: Settings) -> Celery:
-    """The application of a process, with the broker that the settings name."""
+    """The application of a process, with the broker that the settings name.
+
+    Messages in hand are not put back when a connection closes: with the broker away that ends the worker, and the
+    reaper rings again in any case.
+    """
+    Channel.do_restore = False
     assert settings.redis_url is not None
     engine = settings.engine
     app = Celery("company", broker=settings.redis_url.get_secret_value(), set_as_current=False)
@@ -21,7 +27,8 @@ def make_app(settings: Settings) -> Celery:
         accept_content=["json"],
         task_ignore_result=True,
         result_backend=None,
-        task_acks_late=True,
+        # Acknowledged when it is taken up: an acknowledgement of a connection that is gone ends the worker.
+        task_acks_late=False,
         task_reject_on_worker_lost=False,
         worker_prefetch_multiplier=1,
         worker_pool="threads",

@@ -23,9 +23,12 @@ WHERE r.event_seq <> e.last;
 
 SELECT id FROM project_runs WHERE ended_at IS NOT NULL AND (reserved_tokens > 0 OR lease_owner IS NOT NULL);
 
+-- A run ends once, and once more for each time that somebody retries it.
 SELECT run_id FROM events
-WHERE type IN ('run.completed', 'run.failed', 'run.stopped_budget', 'run.stopped_security', 'run.stopped_user')
-GROUP BY run_id HAVING count(*) > 1;
+GROUP BY run_id
+HAVING count(*) FILTER (
+    WHERE type IN ('run.completed', 'run.failed', 'run.stopped_budget', 'run.stopped_security', 'run.stopped_user')
+) > 1 + count(*) FILTER (WHERE type = 'run.retry_requested');
 
 SELECT p.id FROM projects p JOIN project_runs r ON r.project_id = p.id
 WHERE r.ended_at IS NOT NULL AND p.active_run_id = r.id;

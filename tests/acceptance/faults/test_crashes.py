@@ -1,14 +1,14 @@
-"""Workers die at every named point, once and twice, and at random: the run ends the same, and no call is paid twice."""
+"""Workers die at every named point, once and twice: the run ends the same, and no call is paid twice."""
 
 from __future__ import annotations
 
 import asyncio
-import random
 import signal
 
 import pytest
 
 from tests.acceptance.faults.conftest import Crew
+from tests.acceptance.faults.nursery import Nursery
 
 CALLS = 16
 PARALLEL = 3
@@ -40,40 +40,24 @@ async def test_a_run_is_driven_by_a_real_worker(crew: Crew) -> None:
 
 
 @pytest.mark.parametrize("point", POINTS)
-async def test_a_worker_that_dies_at_a_named_point_loses_and_repeats_nothing(crew: Crew, point: str) -> None:
-    run_id = await crew.run()
+async def test_a_worker_that_dies_at_a_named_point_loses_and_repeats_nothing(
+    crew: Crew, nursery: Nursery, point: str
+) -> None:
+    run_id, deaths = await crew.run(), 0
     for _ in range(2 if point in TWICE else 1):
-        await crew.died(crew.start(crash_at=point))
-    crew.start()
+        await nursery.gone(nursery.start(crew.environment | {"COMPANY_ENGINE__CRASH_AT": point}), 60)
+        deaths += 1
+    nursery.start(crew.environment)
     await crew.ended(run_id)
     assert await crew.query("SELECT status FROM project_runs") == [("COMPLETED",)], crew.log()
     await crew.check()
     # Only calls that were in flight when a worker died may be asked again, and the ceiling of each is booked.
     cut = (await crew.query("SELECT count(*) FROM model_calls WHERE status = 'failed'"))[0][0]
-    assert cut <= PARALLEL * (len(crew.workers) - 1)
+    assert cut <= PARALLEL * deaths
     assert sum(crew.asked.values()) <= CALLS + cut
     twin = await crew.run()
     await crew.ended(twin)
     assert await crew.story(run_id) == await crew.story(twin)
-
-
-async def test_a_storm_of_kills_loses_and_repeats_nothing(crew: Crew) -> None:
-    runs = [await crew.run() for _ in range(6)]
-    chance = random.Random(7)
-    for _ in range(2):
-        crew.start()
-    for _ in range(8):
-        await asyncio.sleep(chance.uniform(1.2, 2.2))
-        victim = chance.choice([worker for worker in crew.workers if worker.poll() is None])
-        victim.send_signal(signal.SIGKILL)
-        crew.start()
-    await crew.ended(*runs, seconds=120)
-    assert set(await crew.query("SELECT status FROM project_runs")) == {("COMPLETED",)}, crew.log()
-    await crew.check()
-    again = await crew.query("SELECT count(*) FROM model_calls WHERE status = 'failed'")
-    assert sum(crew.asked.values()) <= CALLS * len(runs) + again[0][0]
-    stories = [await crew.story(run_id) for run_id in runs]
-    assert all(story == stories[0] for story in stories)
 
 
 async def test_a_worker_that_is_asked_to_leave_gives_its_runs_back(crew: Crew) -> None:

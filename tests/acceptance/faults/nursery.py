@@ -1,0 +1,92 @@
+"""Workers by fork: everything is imported once, so that a storm can start hundreds of them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+ROOT = Path(__file__).parents[3]
+
+
+class Nursery:
+    """A process that becomes a worker as often as it is asked to."""
+
+    def __init__(self, log: Path) -> None:
+        self._log = log.open("wb")
+        environment = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+        self._parent = subprocess.Popen(
+            [sys.executable, "-m", "tests.acceptance.faults.nursery"],
+            cwd=ROOT,
+            env=environment | {"PYTHONPATH": str(ROOT)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            start_new_session=True,
+            text=True,
+        )
+        self.alive: list[int] = []
+
+    def start(self, environment: Mapping[str, str]) -> int:
+        """Start a worker; returns its process id."""
+        assert self._parent.stdin is not None
+        assert self._parent.stdout is not None
+        self._parent.stdin.write(json.dumps(dict(environment)) + "\n")
+        self._parent.stdin.flush()
+        self.alive.append(int(self._parent.stdout.readline()))
+        return self.alive[-1]
+
+    def kill(self, pid: int) -> None:
+        """End a worker without any warning."""
+        self.alive.remove(pid)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+    async def gone(self, pid: int, seconds: float) -> None:
+        """Wait until a worker has ended by itself."""
+        async with asyncio.timeout(seconds):
+            while Path(f"/proc/{pid}").exists():
+                await asyncio.sleep(0.02)
+        self.alive.remove(pid)
+
+    def clear(self) -> None:
+        """End all workers that are left."""
+        for pid in list(self.alive):
+            self.kill(pid)
+
+    def close(self) -> None:
+        """End everything."""
+        os.killpg(self._parent.pid, signal.SIGKILL)
+        self._parent.wait()
+        for stream in (self._parent.stdin, self._parent.stdout, self._log):
+            if stream is not None:
+                stream.close()
+
+
+def _serve() -> None:
+    from backend.settings import Settings
+    from backend.worker import app, bell, loop
+
+    assert bell
+    assert loop
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    for line in sys.stdin:
+        child = os.fork()
+        if child == 0:
+            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+            os.dup2(2, 1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            os.environ.update(json.loads(line))
+            sys.path[:0] = os.environ["PYTHONPATH"].split(":")
+            os._exit(app.run(Settings()))
+        os.write(1, f"{child}\n".encode())
+
+
+if __name__ == "__main__":
+    _serve()

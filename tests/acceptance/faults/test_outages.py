@@ -1,0 +1,125 @@
+"""Servers that go away under load: the broker for a while, the database again and again."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import signal
+from collections.abc import AsyncIterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+
+from backend.adapters.db import migrate
+from backend.adapters.db.engine import connect, sessions_of
+from backend.engine.embedded import broker, database, place
+from backend.engine.embedded.place import Place
+from tests.acceptance.faults import numbers
+from tests.acceptance.faults.conftest import Crew
+from tests.acceptance.faults.test_crashes import CALLS
+
+
+@pytest.fixture
+def spot(tmp_path: Path) -> Place:
+    found = place.find(tmp_path / "servers")
+    found.prepare()
+    return found
+
+
+@pytest.fixture
+def logs(tmp_path: Path) -> Path:
+    folder = tmp_path / "server-logs"
+    folder.mkdir()
+    return folder
+
+
+async def test_runs_go_on_while_the_broker_is_away(
+    spot: Place, logs: Path, tmp_path: Path, database_url: str, sessions: Any, make_run: Any
+) -> None:
+    away = 60 if numbers.FULL else 6
+    server = broker.start(spot, logs)
+    crew = Crew(tmp_path, database_url, server.url, sessions, make_run)
+    with crew.server:
+        try:
+            first = [await crew.run() for _ in range(4)]
+            crew.start()
+            async with asyncio.timeout(60):
+                while len(crew.server.requests) < 4:
+                    await asyncio.sleep(0.02)
+            server.stop()
+            # What the worker has in hand goes on; what comes meanwhile waits for the broker.
+            later = [await crew.run() for _ in range(2)]
+            await asyncio.sleep(away)
+            server = broker.start(spot, logs, server.port)
+            await crew.ended(*first, *later, seconds=45)
+        finally:
+            crew.stop()
+            server.stop()
+    numbers.report("broker down", seconds_away=away, runs=len(first) + len(later))
+    assert set(await crew.query("SELECT status FROM project_runs")) == {("COMPLETED",)}, crew.log()
+    assert sum(crew.asked.values()) == CALLS * (len(first) + len(later))
+    await crew.check()
+
+
+@pytest.fixture
+async def own_database(spot: Place, logs: Path) -> AsyncIterator[list[database.Postgres]]:
+    """A database server of the test's own, migrated; the test puts each restarted one at the end of the list."""
+    servers = [database.start(spot, logs, durable=True)]
+    await migrate.upgrade(servers[0].url)
+    yield servers
+    servers[-1].stop()
+
+
+def _restart(spot: Place, logs: Path, server: database.Postgres, how: signal.Signals) -> database.Postgres:
+    server.child.process.send_signal(how)
+    server.child.process.wait(60)
+    return database.start(spot, logs, server.port, durable=True)
+
+
+async def test_a_database_that_restarts_again_and_again_loses_nothing(
+    own_database: list[database.Postgres], spot: Place, logs: Path, tmp_path: Path, redis_url: str, make_run: Any
+) -> None:
+    wanted, chance = numbers.of(40), random.Random(11)
+    url = own_database[0].url
+    engine = connect(url)
+    crew = Crew(tmp_path, url, redis_url, sessions_of(engine), make_run)
+    restarts = {signal.SIGINT: 0, signal.SIGQUIT: 0}
+    with crew.server:
+        try:
+            made = [await crew.run() for _ in range(numbers.of(120))]
+            crew.start()
+            crew.start()
+            async with asyncio.timeout(60):
+                while len(crew.server.requests) < 4:
+                    await asyncio.sleep(0.02)
+            for number in range(wanted):
+                how = (signal.SIGINT, signal.SIGQUIT)[number % 2]
+                own_database.append(_restart(spot, logs, own_database[-1], how))
+                restarts[how] += 1
+                await asyncio.sleep(chance.uniform(4, 10) if numbers.FULL else chance.uniform(1, 2))
+            await _patiently(crew, made)
+        finally:
+            crew.stop()
+            await engine.dispose()
+    numbers.report(
+        "database restarts", fast=restarts[signal.SIGINT], immediate=restarts[signal.SIGQUIT], runs=len(made)
+    )
+    assert sum(restarts.values()) >= wanted
+    assert set(await crew.query("SELECT status FROM project_runs")) == {("COMPLETED",)}, crew.log()
+    await crew.check()
+    again = await crew.query("SELECT count(*) FROM model_calls WHERE status = 'failed'")
+    assert sum(crew.asked.values()) <= CALLS * len(made) + again[0][0]
+
+
+async def _patiently(crew: Crew, made: list[Any]) -> None:
+    """Wait for the ends through whatever the database does meanwhile."""
+    waiting = partial(crew.ended, *made, seconds=120)
+    for _ in range(20):
+        try:
+            return await waiting()
+        except (OSError, asyncpg.PostgresError):
+            await asyncio.sleep(0.5)
+    return await waiting()
