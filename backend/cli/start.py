@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -102,5 +103,6 @@ def tell(console: Console, facts: dict[str, Any]) -> None:
     console.print(
         Text(f"  Cost        ${spent['usd']} for {spent['tokens']:,} tokens in {spent['model_calls']} model calls")
     )
-    console.print(Text(f"  Repository  {facts['repository']}"))
-    console.print(Text(f"  Look        git clone {facts['repository']} result"))
+    if Path(facts["repository"]).exists():
+        console.print(Text(f"  Repository  {facts['repository']}"))
+        console.print(Text(f"  Look        git clone {facts['repository']} result"))

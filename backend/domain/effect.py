@@ -193,9 +193,12 @@ def report_progress(done: int, total: int) -> Effect:
     return {"kind": "report_progress", "done": done, "total": total}
 
 
-def end_run(status: RunStatus, reason: str, report: Mapping[str, Any]) -> Effect:
-    """End the run; only the last node returns this. `reason` is one sentence, `report` the final report."""
-    return {"kind": "end_run", "status": str(status), "reason": reason, "report": dict(report)}
+def end_run(status: RunStatus, reason: str, report: Mapping[str, Any], *, code: str | None = None) -> Effect:
+    """End the run; only the last node returns this.
+
+    `reason` is one sentence, `report` the final report, `code` a word that programs can tell the end by.
+    """
+    return {"kind": "end_run", "status": str(status), "reason": reason, "code": code, "report": dict(report)}
 
 
 EFFECTS = (

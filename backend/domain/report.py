@@ -38,10 +38,15 @@ _GOES_ON_AT: Mapping[Gate, str] = {
 
 
 class Ending(Reply):
-    """How a run ends: its status, one sentence why, and the node a retry goes on at (None: there is none)."""
+    """How a run ends: its status, why as a code and in one sentence, and the node a retry goes on at.
+
+    `code` is the gate that ended it (`review`, `security`, …) or `tasks_not_done`; None for a run that completed, as is
+    `retry_at`.
+    """
 
     status: RunStatus
     reason: str
+    code: str | None = None
     retry_at: str | None = None
 
 
@@ -53,11 +58,13 @@ def ending(verdicts: Mapping[str, Mapping[str, Any]], tasks: Mapping[str, str]) 
             if verdict["decision"] in (Decision.STOP, Decision.FAIL):
                 stopped = verdict["decision"] == Decision.STOP
                 status = _STOPS.get(gate, RunStatus.FAILED) if stopped else RunStatus.FAILED
-                return Ending(status=status, reason=verdict["reason"], retry_at=_GOES_ON_AT.get(gate, "dispatch"))
+                retry_at = _GOES_ON_AT.get(gate, "dispatch")
+            return Ending(status=status, reason=verdict["reason"], code=str(gate), retry_at=retry_at)
     undone = sorted(key for key, status in tasks.items() if status != TaskStatus.DONE)
     if undone or not tasks:
         named = ", ".join(undone[:5]) or "there are none"
-        return Ending(status=RunStatus.FAILED, reason=f"Tasks are not done: {named}.", retry_at="dispatch")
+        reason = f"Tasks are not done: {named}."
+        return Ending(status=RunStatus.FAILED, reason=reason, code="tasks_not_done", retry_at="dispatch")
     return Ending(status=RunStatus.COMPLETED, reason=_praise(verdicts))
 
 

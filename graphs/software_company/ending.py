@@ -60,7 +60,7 @@ async def final_decision(state: CompanyState, runtime: Runtime[RunContext]) -> U
     recorded.append(_comment(report, ended, desk.meter))
     recorded.append(trail.progress(state, "final_decision"))
     whole = {**report.model_dump(mode="json"), "facts": facts, "commit": state.get("head")}
-    recorded.append(effects.end_run(ended.status, ended.reason, whole))
+    recorded.append(effects.end_run(ended.status, ended.reason, whole, code=ended.code))
     update |= _reset(state, ended)
     return {**update, "ending": ended.model_dump(mode="json"), "effects": recorded}
 

@@ -95,6 +95,7 @@ async def test_a_credential_in_the_code_stops_the_run_at_the_security_gate(hire:
     firm.start()
     await firm.ended(run_id, seconds=150)
     assert await firm.one("status", run_id) == "STOPPED_SECURITY", await firm.explain(run_id)
+    assert await firm.one("stop_reason", run_id) == "security"
     found = await firm.query("SELECT path, status FROM findings WHERE run_id = $1 AND source = 'security'", run_id)
     assert ("textstat/words.py", "open") in found
     await firm.check()

@@ -210,7 +210,7 @@ class Projection:
         status = RunStatus(effect["status"])
         if status not in ENDED:
             raise Invalid(f"a run cannot end as {status}")
-        end = {"status": str(status), "reason": effect["reason"], "report": effect["report"]}
+        end = {"status": str(status), "reason": effect["reason"], "code": effect["code"], "report": effect["report"]}
         self.rows.end = end
         self.rows.progress = 100 if status is RunStatus.COMPLETED else self.rows.progress
 
@@ -231,4 +231,8 @@ _FOLDS: dict[str, Callable[[Projection, Effect], None]] = {
 
 def ending_event(end: Row) -> tuple[str, Row]:
     """The event that tells of the end of a run."""
-    return ENDING_EVENT[RunStatus(end["status"])], {"status": end["status"], "reason": end["reason"]}
+    return ENDING_EVENT[RunStatus(end["status"])], {
+        "status": end["status"],
+        "reason": end["reason"],
+        "code": end["code"],
+    }
