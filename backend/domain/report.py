@@ -59,7 +59,7 @@ def ending(verdicts: Mapping[str, Mapping[str, Any]], tasks: Mapping[str, str]) 
                 stopped = verdict["decision"] == Decision.STOP
                 status = _STOPS.get(gate, RunStatus.FAILED) if stopped else RunStatus.FAILED
                 retry_at = _GOES_ON_AT.get(gate, "dispatch")
-            return Ending(status=status, reason=verdict["reason"], code=str(gate), retry_at=retry_at)
+                return Ending(status=status, reason=verdict["reason"], code=str(gate), retry_at=retry_at)
     undone = sorted(key for key, status in tasks.items() if status != TaskStatus.DONE)
     if undone or not tasks:
         named = ", ".join(undone[:5]) or "there are none"
@@ -71,7 +71,7 @@ def ending(verdicts: Mapping[str, Mapping[str, Any]], tasks: Mapping[str, str]) 
 def not_pushed(ended: Ending, why: str) -> Ending:
     """The end of a run whose work is done, and whose remote did not take it; a retry pushes again."""
     reason = f"{ended.reason} {why} The work is on the local branch; mend the remote, then retry."
-    return Ending(status=RunStatus.FAILED, reason=reason, retry_at="final_decision")
+    return Ending(status=RunStatus.FAILED, reason=reason, code="not_pushed", retry_at="final_decision")
 
 
 def _gate(name: str) -> str:
