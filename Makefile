@@ -2,7 +2,7 @@
 # Needs Python 3.11+, git and a C library; no server, key, root right or HOME content.
 SHELL := /bin/sh
 BIN := .venv/bin
-PYTEST_ARGS ?=
+PYTEST_ARGS ?= -n 2 --dist loadfile
 BENCHMARKS ?= $(wildcard benchmarks/*.py)
 
 .PHONY: help setup demo up test check fix bench chaos lock clean
@@ -37,7 +37,7 @@ bench: ## the claims about speed, side by side with others
 	@for benchmark in $(BENCHMARKS); do $(BIN)/python $$benchmark || exit 1; done
 
 chaos: setup ## the fault tests with their full numbers
-	@COMPANY_TEST_CHAOS=full $(BIN)/python -m pytest tests/acceptance/faults $(PYTEST_ARGS)
+	@COMPANY_TEST_CHAOS=full $(BIN)/python -m pytest tests/acceptance/faults
 
 UV_COMPILE = uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	--custom-compile-command "make lock"
