@@ -148,7 +148,7 @@ async def test_the_stream_goes_on_after_the_last_id_and_can_begin_now(
     assert [kind for _, kind in await live] == ["run.completed"]
 
 
-FAR = base64.urlsafe_b64encode("0001-01-01T00:00:00+14:00 00000000-0000-7000-8000-000000000009".encode()).decode()
+FAR = base64.urlsafe_b64encode(b"0001-01-01T00:00:00+14:00 00000000-0000-7000-8000-000000000009").decode()
 
 
 @pytest.mark.parametrize("place", ["", "x", "bm93", "=", "\u00e9", FAR])
