@@ -28,6 +28,8 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else"
 
 def run(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; ends the process with the command's exit code."""
+    # A shell lets what it starts in the background ignore Ctrl-C; SIGTERM must end it all the same.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # both end a command in order
     try:
         app(args=None if arguments is None else list(arguments), standalone_mode=True)

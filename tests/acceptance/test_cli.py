@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 
 from backend.cli.follow import EXIT_CODES
 from backend.domain.run import ENDED
@@ -118,6 +119,8 @@ def up(tmp_path_factory: pytest.TempPathFactory, addresses: dict[str, str]) -> I
 @pytest.fixture(scope="module")
 async def addresses(servers: Any, empty_database: Any) -> dict[str, str]:
     """The servers of the session, with an empty database of this file's own; `company up` migrates it."""
+    with redis.Redis.from_url(servers.redis_url) as broker:
+        broker.flushdb()  # what workers of other tests said of themselves
     return {"DATABASE_URL": await empty_database(), "REDIS_URL": servers.redis_url}
 
 
