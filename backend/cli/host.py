@@ -53,7 +53,7 @@ def demo() -> int:
     settings = Settings()
     brief = Recordings(settings.home).load(SHOWCASE).brief
     console = screen()
-    console.print(Text("The showcase: the replies of the models are recorded, everything else is real.", style="bold"))
+    console.print(Text("The showcase: a written script plays the models; everything else is real.", style="bold"))
 
     async def work(company: Company) -> int:
         run = await start.begin(company, brief, SHOWCASE, start.title_of(brief), {})
