@@ -31,7 +31,7 @@ from psycopg.rows import dict_row
 from psycopg_pool import AsyncConnectionPool
 
 from backend.adapters.db import migrate
-from backend.adapters.db.checkpointer import RunSaver
+from backend.adapters.db.checkpointer import GroupCommit, RunSaver
 from backend.adapters.db.commit import Fence
 from backend.adapters.db.pool import open_pool, plain_url
 from backend.domain import effect
@@ -244,9 +244,10 @@ class Ours(Rows):
     async def open(self, url: str) -> None:
         self.pool = await open_pool(url, size=10)
         self.graph = build(self.shape, effects=True).compile()
+        self.group = GroupCommit(self.pool)
 
     async def run(self, identity: Any, number: int) -> None:
-        saver = RunSaver(self.pool, Fence(identity[0], 1), instance="bench", begun=False)
+        saver = RunSaver(self.pool, Fence(identity[0], 1), instance="bench", begun=False, group=self.group)
         graph = self.graph.copy({"checkpointer": saver})
         config: Any = {"configurable": {"thread_id": str(identity[0])}}
         await graph.ainvoke(self.shape.begin(number), config, durability="sync")

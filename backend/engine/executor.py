@@ -20,7 +20,7 @@ from langgraph.types import Command
 
 from backend import logs, metrics
 from backend.adapters.crashes import crash_point
-from backend.adapters.db.checkpointer import LeaseLost, RunSaver
+from backend.adapters.db.checkpointer import GroupCommit, LeaseLost, RunSaver
 from backend.adapters.db.checkpointer.retention import thin
 from backend.adapters.db.commit import Fence
 from backend.adapters.db.engine import Sessions
@@ -70,6 +70,11 @@ class Executor:
     leftovers: Leftovers | None = None
     """Clears away the worktrees of a run that ends."""
     leases: dict[UUID, Lease] = field(default_factory=dict)
+    group: GroupCommit = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Let all runs of this process commit together."""
+        self.group = GroupCommit(self.pool)
 
     async def execute(self, run_id: UUID) -> None:
         """Take a run up and drive it to its end, to a question, a request or the end of the slice.
@@ -205,6 +210,7 @@ class Slice:
             committed=self._committed,
             instance=executor.owner,
             begun=self._begun,
+            group=executor.group,
         )
         graph = executor.graphs.compiled(spec.name, spec.version).copy(
             {"checkpointer": saver, "step_timeout": float(facts.config.limits.node_seconds)}

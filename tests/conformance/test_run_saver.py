@@ -81,12 +81,17 @@ class Forgetful(asyncpg.Connection):  # type: ignore[misc]  # asyncpg ships no t
 
     lost: ClassVar[set[str]] = set()
 
+    async def fetch(self, query: str, *args: Any, **options: Any) -> Any:
+        return self._lose(query, args, await super().fetch(query, *args, **options))
+
     async def fetchrow(self, query: str, *args: Any, **options: Any) -> Any:
-        row = await super().fetchrow(query, *args, **options)
+        return self._lose(query, args, await super().fetchrow(query, *args, **options))
+
+    def _lose(self, query: str, args: tuple[Any, ...], found: Any) -> Any:
         if query.startswith("WITH") and repr(args) not in self.lost:
             self.lost.add(repr(args))
             raise ConnectionResetError("the reply was lost")
-        return row
+        return found
 
 
 async def test_a_commit_whose_reply_was_lost_is_not_made_twice(runs: Runs, database_url: str) -> None:

@@ -8,7 +8,7 @@ task of a superstep commits with its checkpoint, in one statement; tasks that fi
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
@@ -29,7 +29,8 @@ from backend.adapters.crashes import crash_point
 from backend.adapters.db import commit
 from backend.adapters.db.checkpointer import reading, retention
 from backend.adapters.db.checkpointer.codec import dumps
-from backend.adapters.db.checkpointer.sending import LeaseLost, send
+from backend.adapters.db.checkpointer.grouping import GroupCommit
+from backend.adapters.db.checkpointer.sending import LeaseLost, Sent, send
 from backend.adapters.db.checkpointer.tail import Tail, as_uuid, follow, next_nodes, node_name, place
 from backend.adapters.db.commit import Fence, PendingWrites
 from backend.adapters.db.projection import Finished, Projection, Rows
@@ -67,8 +68,8 @@ class RunSaver(BaseCheckpointSaver[int]):
 
     `visits` maps LangGraph's task ids to the visits whose nodes took a seat; `holding` says that the run will hold at
     the next node edge; `begun` is False when the run is known to have no checkpoint yet; `committed` is called after
-    each commit. Each commit raises `LeaseLost` when the run has another owner, `Invalid` when state or effects cannot
-    be stored, `Unavailable` when the database stays away.
+    each commit; `group` is shared with the other runs of the process. Each commit raises `LeaseLost` when the run has
+    another owner, `Invalid` when state or effects cannot be stored, `Unavailable` when the database stays away.
     """
 
     def __init__(
@@ -81,8 +82,10 @@ class RunSaver(BaseCheckpointSaver[int]):
         committed: Callable[[Rows], None] = lambda rows: None,
         instance: str = "",
         begun: bool = True,
+        group: GroupCommit | None = None,
     ) -> None:
         super().__init__()
+        self._group = group if group is not None else GroupCommit(pool)
         self._pool = pool
         self._fence = fence
         self._visits = visits if visits is not None else {}
@@ -217,13 +220,15 @@ class RunSaver(BaseCheckpointSaver[int]):
         def whole() -> list[commit.Statement]:
             return [commit.save_checkpoint(row, fence, rows, node=node, instance=self._instance), *self._rounds(rows)]
 
-        def short() -> commit.Statement | None:
-            return commit.save_next(row, fence, rows, node=node, instance=self._instance) if fence else None
+        following = commit.Next.of(row, fence, rows, node)
+
+        async def short() -> bool:
+            return following is not None and await self._group.commit(following, instance=self._instance)
 
         crash_point("checkpoint")
         sent = await self._send(whole, rows, short)
         crash_point("committed")
-        if not sent["fresh"] and await self._stored_id(row) != row.checkpoint_id:
+        if not sent.fresh and await self._stored_id(row) != row.checkpoint_id:
             return False
         tail.stored, tail.held, self._begun = True, {}, True
         self._tails[(tail.thread, tail.namespace)] = tail
@@ -261,10 +266,10 @@ class RunSaver(BaseCheckpointSaver[int]):
         self,
         statements: Callable[[], Sequence[commit.Statement]],
         rows: Rows,
-        shortcut: Callable[[], commit.Statement | None] = lambda: None,
-    ) -> Any:
-        sent = await send(self._pool, statements, shortcut)
-        if not sent["fenced"]:
+        shortcut: Callable[[], Awaitable[bool]] | None = None,
+    ) -> Sent:
+        sent = await (send(self._pool, statements, shortcut) if shortcut else send(self._pool, statements))
+        if not sent.fenced:
             raise LeaseLost("The run has another owner.")
         self._committed(rows)
         return sent

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, NamedTuple
 
 import asyncpg
 
@@ -31,19 +31,29 @@ class LeaseLost(CompanyError):
     code = "lease_lost"
 
 
-async def send(
-    pool: Any, statements: Callable[[], Sequence[Statement]], shortcut: Callable[[], Statement | None] = lambda: None
-) -> Any:
-    """Run the statements in one transaction and return the first one's row.
+class Sent(NamedTuple):
+    """Whether the fence held, and whether what guards the rows was new."""
 
-    A shortcut is one statement that does the same, or changes nothing and returns no row. Raises `Invalid` when the
-    database refuses the rows, `Unavailable` when it cannot be reached for some seconds.
+    fenced: bool
+    fresh: bool
+
+
+async def _no_shortcut() -> bool:
+    return False
+
+
+async def send(
+    pool: Any, statements: Callable[[], Sequence[Statement]], shortcut: Callable[[], Awaitable[bool]] = _no_shortcut
+) -> Sent:
+    """Run the statements in one transaction; a shortcut does the same and returns True, or changes nothing.
+
+    Raises `Invalid` when the database refuses the rows, `Unavailable` when it cannot be reached for some seconds.
     """
     for pause in (*_PAUSES, None):
         try:
-            short = shortcut()
-            row = await _send_shortcut(pool, short) if short is not None else None
-            return row or await _send_once(pool, statements())
+            if await shortcut():
+                return Sent(fenced=True, fresh=True)
+            return await _send_once(pool, statements())
         except (asyncpg.IntegrityConstraintViolationError, asyncpg.DataError, asyncpg.RaiseError) as error:
             raise Invalid(f"The database refused what the node recorded: {error}", code="effect_refused") from error
         except (asyncpg.SerializationError, asyncpg.DeadlockDetectedError, *LOST_CONNECTION) as error:
@@ -65,34 +75,21 @@ async def fetch(pool: Any, text: str, args: Sequence[Any]) -> Any:
     raise AssertionError("unreachable")
 
 
-async def _send_shortcut(pool: Any, statement: Statement) -> Any:
-    connection = await pool.acquire()
-    try:
-        return await connection.fetchrow(statement.text(_DONE), *statement.args)
-    except asyncpg.UniqueViolationError:
-        # The checkpoint's place is taken; the whole statement says by whom.
-        return None
-    finally:
-        # The pool takes a connection back in three turns of the event loop, which the run need not wait for.
-        going = asyncio.ensure_future(pool.release(connection))
-        _GOING.add(going)
-        going.add_done_callback(_GOING.discard)
-
-
-async def _send_once(pool: Any, statements: Sequence[Statement]) -> Any:
+async def _send_once(pool: Any, statements: Sequence[Statement]) -> Sent:
     first, *others = statements
     async with pool.acquire() as connection:
         if not others:
-            return await connection.fetchrow(first.text(_FRESH), *first.args)
+            return _sent(await connection.fetchrow(first.text(_FRESH), *first.args))
         async with connection.transaction():
-            row = await connection.fetchrow(first.text(_FRESH), *first.args)
+            sent = _sent(await connection.fetchrow(first.text(_FRESH), *first.args))
             crash_point("transaction")
-            for statement in others if row["fresh"] else ():
+            for statement in others if sent.fresh else ():
                 await connection.fetchrow(statement.text(_FRESH), *statement.args)
-        return row
+        return sent
 
 
-_GOING: set[asyncio.Future[None]] = set()
-"""Connections on their way back to a pool; kept here so that nobody collects them."""
-_DONE = "SELECT 1 AS fenced, 1 AS fresh FROM go"
+def _sent(row: Any) -> Sent:
+    return Sent(bool(row["fenced"]), bool(row["fresh"]))
+
+
 _FRESH = "SELECT (SELECT count(*) FROM fence) AS fenced, (SELECT count(*) FROM go) AS fresh"
