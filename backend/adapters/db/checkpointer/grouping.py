@@ -57,6 +57,11 @@ class GroupCommit:
                 self._queue.remove(queued)
             raise
 
+    @property
+    def waiting(self) -> int:
+        """How many commits wait for the next statement."""
+        return len(self._queue)
+
     def _set_off(self) -> None:
         if self._queue and len(self._flying) < self.flights:
             flight = asyncio.ensure_future(self._fly())

@@ -1,0 +1,113 @@
+"""Commits of several runs in one statement: none waits for company, none suffers from another."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, ClassVar
+
+import asyncpg
+import pytest
+
+from backend.adapters.db.checkpointer import GroupCommit, LeaseLost
+from backend.domain import effect
+from backend.errors import Invalid
+from tests.conformance.conftest import Runs, build, plan, work
+
+MANY = 12
+
+
+class Counting(asyncpg.Connection):  # type: ignore[misc]  # asyncpg ships no types
+    """A connection that counts the shared statements and the commits in them."""
+
+    sizes: ClassVar[list[int]] = []
+
+    async def fetch(self, query: str, *args: Any, **options: Any) -> Any:
+        if query.startswith("WITH given"):
+            self.sizes.append(len(args[0]))
+        return await super().fetch(query, *args, **options)
+
+
+async def test_runs_that_commit_at_once_share_statements_and_stay_whole(runs: Runs, database_url: str) -> None:
+    fences = [await runs.leased() for _ in range(MANY)]
+    async with asyncpg.create_pool(database_url, connection_class=Counting, min_size=1, max_size=4) as pool:
+        together = Runs(runs.sessions, pool, runs.make_run)
+        group = GroupCommit(pool, flights=1)
+        await asyncio.gather(*(together.drive(fence, build(), group=group) for fence in fences))
+    assert max(Counting.sizes) > 1
+    whole = await runs.story((await runs.leased_twin(build())).run_id)
+    for fence in fences:
+        assert await runs.story(fence.run_id) == whole
+        await runs.check_sequence(fence.run_id)
+
+
+async def test_a_commit_that_is_refused_stops_its_own_run_alone(runs: Runs) -> None:
+    group = GroupCommit(runs.pool, flights=1)
+
+    def refused(state: Any) -> Any:
+        finding = effect.record_finding(
+            "f", source="review", scanner="lead", rule="r", severity="HIGH", message="m", status="open"
+        )
+        return {**plan(state), "effects": [finding | {"severity": "HORRIBLE"}]}
+
+    fences = [await runs.leased() for _ in range(MANY)]
+    driven = [
+        runs.drive(fence, build(plan=refused) if n == 0 else build(), group=group) for n, fence in enumerate(fences)
+    ]
+    ends = await asyncio.gather(*driven, return_exceptions=True)
+    assert isinstance(ends[0], Invalid)
+    assert ends[1:] == [None] * (MANY - 1)
+    assert await runs.rows("SELECT status, count(*) FROM project_runs GROUP BY status ORDER BY status") == [
+        ("COMPLETED", MANY - 1),
+        ("RUNNING", 1),
+    ]
+
+
+async def test_a_commit_without_the_lease_stops_its_own_run_alone(runs: Runs) -> None:
+    group = GroupCommit(runs.pool, flights=1)
+    fences = [await runs.leased() for _ in range(MANY)]
+    await runs.claim(fences[0].run_id)
+    ends = await asyncio.gather(*(runs.drive(fence, build(), group=group) for fence in fences), return_exceptions=True)
+    assert isinstance(ends[0], LeaseLost)
+    assert ends[1:] == [None] * (MANY - 1)
+    assert await runs.rows("SELECT count(*) FROM tasks WHERE run_id = $1", fences[0].run_id) == [(0,)]
+
+
+async def test_a_commit_that_is_cancelled_before_it_was_sent_writes_nothing(runs: Runs) -> None:
+    group = GroupCommit(runs.pool, flights=1)
+    first, second = await runs.leased(), await runs.leased()
+    async with runs.pool.acquire() as connection, connection.transaction():
+        await connection.fetchrow("SELECT 1 FROM project_runs WHERE id = $1 FOR UPDATE", first.run_id)
+        stuck = asyncio.create_task(runs.drive(first, build(), group=group))
+        await _waits_for_a_lock(runs)
+        dropped = asyncio.create_task(runs.drive(second, build(), group=group))
+        while not group.waiting:
+            await asyncio.sleep(0.01)
+        dropped.cancel()
+        await asyncio.wait([dropped])
+    await stuck
+    assert await runs.rows("SELECT count(*) FROM checkpoints WHERE thread_id = $1", second.run_id) == [(0,)]
+    assert await runs.rows("SELECT status FROM project_runs WHERE id = $1", first.run_id) == [("COMPLETED",)]
+
+
+async def test_a_commit_that_is_cancelled_on_its_way_is_over_before_its_run_goes_on(runs: Runs) -> None:
+    group = GroupCommit(runs.pool, flights=1)
+    fence = await runs.leased()
+    async with runs.pool.acquire() as connection, connection.transaction():
+        await connection.fetchrow("SELECT 1 FROM project_runs WHERE id = $1 FOR UPDATE", fence.run_id)
+        driven = asyncio.create_task(runs.drive(fence, build(), group=group))
+        await _waits_for_a_lock(runs)
+        driven.cancel()
+        done, _ = await asyncio.wait([driven], timeout=0.2)
+        assert not done
+    with pytest.raises(asyncio.CancelledError):
+        await driven
+    assert await runs.rows("SELECT count(*) FROM tasks WHERE run_id = $1", fence.run_id) == [(3,)]
+    await runs.drive(await runs.claim(fence.run_id), build(), group=group)
+    whole = await runs.leased_twin(build(work=work))
+    assert await runs.story(fence.run_id) == await runs.story(whole.run_id)
+
+
+async def _waits_for_a_lock(runs: Runs) -> None:
+    async with asyncio.timeout(30):
+        while not await runs.rows("SELECT 1 FROM pg_locks WHERE NOT granted"):
+            await asyncio.sleep(0.01)
