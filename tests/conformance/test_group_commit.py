@@ -72,11 +72,24 @@ async def test_a_commit_without_the_lease_stops_its_own_run_alone(runs: Runs) ->
     assert await runs.rows("SELECT count(*) FROM tasks WHERE run_id = $1", fences[0].run_id) == [(0,)]
 
 
+async def test_a_run_whose_row_is_held_waits_by_itself(runs: Runs) -> None:
+    group = GroupCommit(runs.pool, flights=1)
+    held, *others = [await runs.leased() for _ in range(MANY)]
+    async with runs.pool.acquire() as connection, connection.transaction():
+        await connection.execute("SELECT 1 FROM project_runs WHERE id = $1 FOR UPDATE", held.run_id)
+        ends = asyncio.gather(*(runs.drive(fence, build(), group=group) for fence in others))
+        waits = asyncio.create_task(runs.drive(held, build(), group=group))
+        await ends
+        assert not waits.done()
+    await waits
+    assert await runs.rows("SELECT DISTINCT status FROM project_runs") == [("COMPLETED",)]
+
+
 async def test_a_commit_that_is_cancelled_before_it_was_sent_writes_nothing(runs: Runs) -> None:
     group = GroupCommit(runs.pool, flights=1)
     first, second = await runs.leased(), await runs.leased()
     async with runs.pool.acquire() as connection, connection.transaction():
-        await connection.fetchrow("SELECT 1 FROM project_runs WHERE id = $1 FOR UPDATE", first.run_id)
+        await connection.execute("LOCK TABLE tasks IN EXCLUSIVE MODE")
         stuck = asyncio.create_task(runs.drive(first, build(), group=group))
         await _waits_for_a_lock(runs)
         dropped = asyncio.create_task(runs.drive(second, build(), group=group))
@@ -93,7 +106,7 @@ async def test_a_commit_that_is_cancelled_on_its_way_is_over_before_its_run_goes
     group = GroupCommit(runs.pool, flights=1)
     fence = await runs.leased()
     async with runs.pool.acquire() as connection, connection.transaction():
-        await connection.fetchrow("SELECT 1 FROM project_runs WHERE id = $1 FOR UPDATE", fence.run_id)
+        await connection.execute("LOCK TABLE tasks IN EXCLUSIVE MODE")
         driven = asyncio.create_task(runs.drive(fence, build(), group=group))
         await _waits_for_a_lock(runs)
         driven.cancel()

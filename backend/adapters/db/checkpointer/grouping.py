@@ -36,7 +36,7 @@ class GroupCommit:
     """The commits of all runs that share a pool, on at most `flights` connections at once."""
 
     pool: Any
-    flights: int = 2
+    flights: int = 1
     _queue: deque[_Queued] = field(default_factory=deque)
     _flying: set[asyncio.Task[None]] = field(default_factory=set)
 

@@ -44,15 +44,24 @@ class Next:
 def save_next(batch: Sequence[Next], *, instance: str) -> Statement:
     """Checkpoints of several runs with their rows; one update is fence, guard, totals and head of each.
 
-    A run that has another owner or another head (its commit was sent before) is left as it is, and its place, counted
-    from 1, is missing in `go`: `save_checkpoint` then finds out which it is. All of the batch end alike, or not at all.
+    A run that has another owner or another head (its commit was sent before), or whose row is locked while others are
+    written too, is left as it is, and its place, counted from 1, is missing in `go`: `save_checkpoint` then finds out
+    which it is. All of the batch end alike, or not at all.
     """
     statement = Statement()
     told = [told_of(one.rows) for one in batch]
     _given(statement, batch, told)
+    source = "given"
+    if len(batch) > 1:
+        # A run whose row somebody holds is left out: it waits by itself, and nobody waits with it.
+        source = "free"
+        statement.part(
+            "free",
+            "SELECT g.* FROM given g JOIN project_runs r ON r.id = g.run_id FOR NO KEY UPDATE OF r SKIP LOCKED",
+        )
     statement.part(
         "go",
-        f"UPDATE project_runs r SET {', '.join(_next_changes(batch[0].ending))} FROM given g WHERE r.id = g.run_id"
+        f"UPDATE project_runs r SET {', '.join(_next_changes(batch[0].ending))} FROM {source} g WHERE r.id = g.run_id"
         " AND r.lease_epoch = g.epoch AND r.head_checkpoint_id IS NOT DISTINCT FROM g.parent_id"
         " RETURNING g.n, r.id, r.tenant_id, r.project_id, r.correlation_id, r.event_seq - g.told AS before",
     )
