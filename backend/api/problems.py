@@ -33,6 +33,8 @@ STATUSES: dict[type[CompanyError], int] = {
     Unavailable: 503,
 }
 _BY_CODE = {"version_conflict": 412, "precondition_required": 428}
+_TOO_SLOW = {"25P03", "25P04"}
+"""The server ended a transaction in which this process was silent for too long."""
 _LISTED = {400, 403, 404, 405, 406, 409, 412, 413, 415, 422, 428, 429, 500, 503}
 
 
@@ -148,7 +150,8 @@ async def _database(request: Request, error: Exception) -> Response:
     if isinstance(error, StatementError) and isinstance(original, CompanyError):
         return await _condition(request, original)
     state = str(getattr(original, "sqlstate", None) or "")
-    if isinstance(error, PoolTimeout) or state[:2] in {"08", "40", "53", "55", "57"} or _is_disconnect(error):
+    passing = state[:2] in {"08", "40", "53", "55", "57"} or state in _TOO_SLOW
+    if isinstance(error, PoolTimeout) or passing or _is_disconnect(error):
         _log.warning("The database did not answer: %s", type(original or error).__name__)
         return answer(request, 503, "unavailable", "The database is away or busy; ask again in a moment.")
     if state.startswith("22"):

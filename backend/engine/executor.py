@@ -71,6 +71,8 @@ class Executor:
     """Clears away the worktrees of a run that ends."""
     leases: dict[UUID, Lease] = field(default_factory=dict)
     group: GroupCommit = field(init=False)
+    _claiming: dict[UUID, bool] = field(default_factory=dict)
+    """Runs that are being claimed at this moment, and whether the bell rang again meanwhile."""
 
     def __post_init__(self) -> None:
         """Let all runs of this process commit together."""
@@ -81,15 +83,10 @@ class Executor:
 
         Returns quietly when there is nothing to do: another worker has it, it holds, it has ended.
         """
-        began = time.monotonic()
-        claimed = await claims.claim(
-            self.sessions,
-            self.bell,
-            run_id,
-            owner=self.owner,
-            lease_seconds=self.settings.lease_seconds,
-            max_claims=self.settings.max_claims,
-        )
+        if run_id in self._claiming:
+            self._claiming[run_id] = True
+            return
+        began, claimed = await self._claim(run_id)
         if claimed is None:
             return
         crash_point("claim")
@@ -108,6 +105,27 @@ class Executor:
             finally:
                 self.heartbeat.remove(lease)
                 self.leases.pop(run_id, None)
+
+    async def _claim(self, run_id: UUID) -> tuple[float, Claimed | None]:
+        """Claim a run once for all bells that ring at the same time: a queue for its row would eat up its lease."""
+        self._claiming[run_id] = True
+        try:
+            while self._claiming[run_id]:
+                self._claiming[run_id] = False
+                began = time.monotonic()
+                claimed = await claims.claim(
+                    self.sessions,
+                    self.bell,
+                    run_id,
+                    owner=self.owner,
+                    lease_seconds=self.settings.lease_seconds,
+                    max_claims=self.settings.max_claims,
+                )
+                if claimed is not None:
+                    break
+            return began, claimed
+        finally:
+            del self._claiming[run_id]
 
     def hold_all(self, reason: str) -> None:
         """Ask every run of this process to hold at its next safe point."""

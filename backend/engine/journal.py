@@ -214,6 +214,8 @@ class Journal:
 
     async def _exchange(self, request: ModelRequest, attempt: Attempt, call: UUID) -> Exchange:
         books = self._books
+        # A worker that was frozen since it reserved must not send: by now another one may have asked.
+        books.lease.confirm()
         try:
             exchange = await books.transport.send(attempt.choice, request, attempt.position, books.config)
         except CallFailed as failure:

@@ -88,11 +88,15 @@ class Lease:
 
     def check(self) -> None:
         """Raise before anything is spent that must not be; `Held` for a pause, stop or shutdown."""
+        self.confirm()
+        if self.reason in {"pause", "stop", "shutdown", "seconds"}:
+            raise Held(self.reason)
+
+    def confirm(self) -> None:
+        """Raise `LeaseLost` when the time of the lease is over, whatever is asked of the run."""
         if self.lost or time.monotonic() >= self.until:
             self.lose()
             raise LeaseLost("The lease of the run ran out.")
-        if self.reason in {"pause", "stop", "shutdown", "seconds"}:
-            raise Held(self.reason)
 
     async def sleep(self, seconds: float) -> None:
         """Wait, but not longer than until something is asked of the run; raises as `check` does."""

@@ -23,10 +23,11 @@ from backend.operations import events, runs
 
 _log = logging.getLogger(__name__)
 AGAIN_SECONDS = 15.0
-"""How long a process waits before it rings a second time for the same run."""
+"""How long a process waits before it rings a second time for a run that nobody has claimed since."""
 _MOST = 500
 _FORGOTTEN = text(
-    "SELECT id FROM project_runs WHERE (status = 'RUNNING' AND coalesce(lease_expires_at < clock_timestamp(), true))"
+    "SELECT id, lease_epoch FROM project_runs"
+    " WHERE (status = 'RUNNING' AND coalesce(lease_expires_at < clock_timestamp(), true))"
     " OR (status = 'QUEUED' AND queued_at < clock_timestamp() - make_interval(secs => :grace))"
     " ORDER BY queued_at LIMIT :most"
 )
@@ -41,7 +42,7 @@ class Reaper:
 
     def __init__(self, sessions: Sessions, bell: Bell, *, every: float) -> None:
         self._sessions, self._bell, self._every = sessions, bell, every
-        self._rung: dict[UUID, float] = {}
+        self._rung: dict[tuple[UUID, int], float] = {}
 
     async def run(self) -> None:
         """Reap until cancelled; a database that is away costs a warning and a round."""
@@ -57,14 +58,14 @@ class Reaper:
         await self._close_questions()
         await self._requeue_answered()
         async with self._sessions() as session:
-            found = await session.scalars(_FORGOTTEN, {"grace": self._every, "most": _MOST})
-            forgotten = list(found)
+            found = await session.execute(_FORGOTTEN, {"grace": self._every, "most": _MOST})
+            forgotten = [(row.id, row.lease_epoch) for row in found]
         now = time.monotonic()
-        self._rung = {run: at for run, at in self._rung.items() if now - at < AGAIN_SECONDS}
-        for run_id in forgotten:
-            if run_id not in self._rung:
-                self._rung[run_id] = now
-                await self._bell.ring(run_id)
+        self._rung = {claim: at for claim, at in self._rung.items() if now - at < AGAIN_SECONDS}
+        for claim in forgotten:
+            if claim not in self._rung:
+                self._rung[claim] = now
+                await self._bell.ring(claim[0])
 
     async def _close_questions(self) -> None:
         async with self._sessions() as session:

@@ -96,7 +96,8 @@ class LoopThread:
         crashes.arm(settings.engine.crash_at)
         url = settings.database_url.get_secret_value()
         async with AsyncExitStack() as stack:
-            engine = connect(url, pool_size=settings.engine.pool_size)
+            # Whoever is silent for longer than its lease has lost its runs: its locks must not keep others from them.
+            engine = connect(url, pool_size=settings.engine.pool_size, patience=settings.engine.lease_seconds)
             stack.push_async_callback(engine.dispose)
             pool = await self._open_pool(url)
             stack.push_async_callback(pool.close)
@@ -138,7 +139,8 @@ class LoopThread:
     async def _open_pool(self, url: str) -> asyncpg.Pool:
         while True:
             try:
-                return await open_pool(url, size=self._settings.engine.pool_size)
+                engine = self._settings.engine
+                return await open_pool(url, size=engine.pool_size, patience=engine.lease_seconds)
             except (OSError, TimeoutError, asyncpg.PostgresError) as error:
                 _log.warning("The database cannot be reached yet: %s", error)
                 await asyncio.sleep(1)

@@ -9,6 +9,7 @@ from uuid import UUID
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 
+from backend.adapters.db.pool import PATIENCE, limits
 from backend.domain.ports import Bell
 
 Sessions = async_sessionmaker[AsyncSession]
@@ -22,10 +23,18 @@ def asyncpg_url(url: str) -> URL:
     return make_url(url.replace("postgres://", "postgresql://", 1)).set(drivername="postgresql+asyncpg")
 
 
-def connect(url: str, *, pool_size: int = 10) -> AsyncEngine:
-    """Make the engine of this process; connections are opened when they are first needed."""
+def connect(url: str, *, pool_size: int = 10, patience: float = PATIENCE) -> AsyncEngine:
+    """Make the engine of this process; connections are opened when they are first needed.
+
+    A transaction in which this process falls silent for `patience` seconds is rolled back by the server.
+    """
     return create_async_engine(
-        asyncpg_url(url), pool_size=pool_size, max_overflow=pool_size, pool_pre_ping=True, pool_recycle=1800
+        asyncpg_url(url),
+        pool_size=pool_size,
+        max_overflow=pool_size,
+        pool_pre_ping=True,
+        pool_recycle=1800,
+        connect_args={"server_settings": limits(patience)},
     )
 
 

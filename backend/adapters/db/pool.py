@@ -7,6 +7,8 @@ from typing import Any
 import asyncpg
 from sqlalchemy.engine import make_url
 
+PATIENCE = 15.0
+"""Seconds of silence in an open transaction after which the server takes a process for frozen or cut off."""
 Pool = asyncpg.Pool
 Connection = asyncpg.Connection
 
@@ -25,8 +27,21 @@ def plain_url(url: str) -> str:
     return parsed.render_as_string(hide_password=False)
 
 
-async def open_pool(url: str, *, size: int = 10, command_timeout: float = 60.0) -> Any:
-    """Open the pool; the caller closes it. Statements stay prepared, and their generic plans are used at once."""
+def limits(patience: float) -> dict[str, str]:
+    """What the server is told of a connection, so that a frozen process does not keep its row locks.
+
+    Silence between two statements ends the session after `patience` seconds; a message that stops half way, which the
+    server does not take for silence, ends with the whole transaction after four times as long.
+    """
+    silence = max(1, round(patience * 1000))
+    return {"idle_in_transaction_session_timeout": str(silence), "transaction_timeout": str(4 * silence)}
+
+
+async def open_pool(url: str, *, size: int = 10, command_timeout: float = 60.0, patience: float = PATIENCE) -> Any:
+    """Open the pool; the caller closes it. Statements stay prepared, and their generic plans are used at once.
+
+    A transaction in which this process falls silent for `patience` seconds is rolled back by the server.
+    """
     return await asyncpg.create_pool(
         plain_url(url),
         min_size=1,
@@ -37,5 +52,10 @@ async def open_pool(url: str, *, size: int = 10, command_timeout: float = 60.0) 
         statement_cache_size=512,
         max_cached_statement_lifetime=0,
         connection_class=_Connection,
-        server_settings={"application_name": "company", "jit": "off", "plan_cache_mode": "force_generic_plan"},
+        server_settings={
+            "application_name": "company",
+            "jit": "off",
+            "plan_cache_mode": "force_generic_plan",
+            **limits(patience),
+        },
     )

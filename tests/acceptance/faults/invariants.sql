@@ -32,3 +32,11 @@ HAVING count(*) FILTER (
 
 SELECT p.id FROM projects p JOIN project_runs r ON r.project_id = p.id
 WHERE r.ended_at IS NOT NULL AND p.active_run_id = r.id;
+
+-- Budgets beside the run's own: of roles, projects and months of tenants.
+SELECT id FROM budgets
+WHERE spent_tokens + reserved_tokens > limit_tokens OR spent_usd + reserved_usd > limit_usd;
+
+-- A reservation belongs to the lease that drives the run now.
+SELECT c.id FROM model_calls c JOIN project_runs r ON r.id = c.run_id
+WHERE c.status = 'reserved' AND (c.lease_epoch <> r.lease_epoch OR r.ended_at IS NOT NULL);

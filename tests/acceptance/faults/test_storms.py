@@ -108,12 +108,15 @@ async def test_people_who_steer_at_once_make_no_illegal_move(crew: Crew, nursery
     verbs = [(run_id, chance.choice(("pause", "resume", "stop", "retry"))) for run_id in made for _ in range(200)]
     chance.shuffle(verbs)
     await asyncio.gather(*(steer(*verb) for verb in verbs))
+    raced, told = told, Counter[str]()
     for run_id in made:
         await steer(run_id, "resume")
         await steer(run_id, "retry")
     await crew.ended(*made)
-    numbers.report("control races", controls=len(verbs), runs=len(made), obeyed=told["done"], refused=told["refused"])
-    assert sum(told.values()) == len(verbs) + 2 * len(made)
+    counts = {"controls": len(verbs), "obeyed": raced["done"], "refused": raced["refused"], "runs": len(made)}
+    numbers.report("control races", **counts, resumed_or_retried_afterwards=told["done"])
+    assert sum(raced.values()) == len(verbs)
+    assert sum(told.values()) == 2 * len(made)
     ends = set(await crew.query("SELECT status FROM project_runs"))
     assert ends <= {("COMPLETED",), ("STOPPED_USER",)}, crew.log()
     await crew.check()

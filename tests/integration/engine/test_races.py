@@ -95,3 +95,24 @@ async def test_a_call_that_waits_for_its_provider_gives_way_to_a_pause(company: 
     await company.executor.execute(run_id)
     assert (await company.row(run_id))["status"] == "COMPLETED"
     await company.check(run_id)
+
+
+async def test_fifty_bells_at_once_give_a_run_one_owner(company: Company) -> None:
+    run_id = await company.run()
+    workers = [company.worker(f"worker {number}") for number in range(5)]
+    await asyncio.gather(*(worker.execute(run_id) for worker in workers for _ in range(10)))
+    row = await company.row(run_id)
+    assert (row["status"], row["lease_epoch"]) == ("COMPLETED", 1)
+    assert len(company.transport.calls) == len(set(company.transport.calls))
+    await company.check(run_id)
+
+
+async def test_a_run_that_is_lost_twice_is_rung_for_twice_at_once(company: Company) -> None:
+    run_id = await company.run()
+    reaper = Reaper(company.sessions, company.bell, every=0)
+    lapse = "UPDATE project_runs SET status = 'RUNNING', lease_expires_at = now() - interval '1s', lease_epoch = $2"
+    for epoch in (1, 2):
+        await company.pool.execute(f"{lapse} WHERE id = $1", run_id, epoch)
+        await reaper.reap()
+        await reaper.reap()
+        assert company.bell.rung.count(run_id) == epoch

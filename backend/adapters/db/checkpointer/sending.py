@@ -21,6 +21,8 @@ LOST_CONNECTION = (
     asyncpg.OperatorInterventionError,
     asyncpg.CannotConnectNowError,
     asyncpg.TooManyConnectionsError,
+    asyncpg.IdleInTransactionSessionTimeoutError,
+    asyncpg.TransactionTimeoutError,
 )
 _PAUSES = (0.1, 0.3, 1.0, 2.0, 4.0)
 
