@@ -116,6 +116,14 @@ def show(run: Run = "last", as_json: Json = False) -> None:
 
 
 @app.command()
+def compare(first: Run, second: Run, as_json: Json = False) -> None:
+    """Compare two runs: cost, time, tasks, findings, tests, gates, and the diff of their results."""
+    from backend.cli.compare import compare as work
+
+    raise typer.Exit(work(first, second, as_json=as_json))
+
+
+@app.command()
 def watch(
     run: Run = "last",
     after: Annotated[int, typer.Option(min=0, help="Begin after this event")] = 0,

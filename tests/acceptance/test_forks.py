@@ -9,7 +9,7 @@ from uuid import UUID
 
 from backend.adapters.db import forking
 from backend.engine.loader import Graphs
-from backend.operations import forks, repositories
+from backend.operations import comparisons, forks, repositories, runs
 from tests.acceptance.firm import Firm
 
 
@@ -46,3 +46,13 @@ async def test_a_fork_delivers_to_its_own_branch_and_leaves_the_original_alone(h
         assert await firm.one("model_calls", made) < await firm.one("model_calls", parent)
         assert (await firm.query("SELECT * FROM v_ledger_check")) == []
     await firm.check()
+    async with firm.sessions() as session:
+        pair = [await runs.get(session, found) for found in (parent, made)]
+        compared = await comparisons.of_runs(session, *pair, home=firm.home)
+    first, second = compared["runs"]
+    assert (compared["no_diff"], compared["diff"], compared["diff_stat"]["files"]) == (None, "", 0)
+    assert first["tests"] == second["tests"]
+    assert first["tests"]["passed"] > first["tests"]["failed"] == 0
+    assert first["tasks"] == second["tasks"] == {"DONE": 3}
+    assert float(second["spent"]["usd"]) < float(first["spent"]["usd"])
+    assert {gate["gate"] for gate in first["gates"]} >= {"qa", "security"}

@@ -309,7 +309,7 @@ async def test_what_belongs_to_another_tenant_is_not_there(
     ids = {
         "project_id": run["project_id"], "run_id": run["id"], "task_id": task["id"], "comment_id": comment["id"],
         "question_id": question, "finding_id": finding, "artifact_id": artifact, "letter_id": letter,
-        "slug": "standard", "version": "1",
+        "other_id": run["id"], "slug": "standard", "version": "1",
     }  # fmt: skip
     stranger = uuid4()
     async with sessions.begin() as session:
@@ -400,3 +400,16 @@ async def test_dead_letters_are_listed_shown_and_replayed(
         assert answer.json()["replayed_at"] is not None
     assert (await client.get(f"/api/runs/{run['id']}")).json()["status"] == "QUEUED"
     assert (await client.get(f"/api/dead-letters/{uuid4()}")).status_code == 404
+
+
+async def test_two_runs_are_compared_also_where_nothing_was_committed(client: httpx.AsyncClient, new_run: Post) -> None:
+    first, second = await new_run(), await new_run()
+    answer = await client.get(f"/api/runs/{first['id']}/compare/{second['id']}")
+    assert answer.status_code == 200, answer.text
+    compared = answer.json()
+    assert [side["run_id"] for side in compared["runs"]] == [first["id"], second["id"]]
+    assert (compared["diff"], compared["runs"][0]["tests"]) == (None, None)
+    assert "different projects" in compared["no_diff"]
+    assert (
+        (await client.get(f"/api/runs/{first['id']}/compare/{first['id']}")).json()["no_diff"].startswith("Run 1 has")
+    )
