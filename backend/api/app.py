@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from backend.api import (
     artifacts,
     comments,
+    dead_letters,
     dependencies,
     edge,
     events,
@@ -41,6 +42,7 @@ ROUTERS = (
     questions.router,
     artifacts.router,
     findings.router,
+    dead_letters.router,
     system.router,
 )
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any
 from uuid import UUID
@@ -17,6 +18,7 @@ from starlette.requests import HTTPConnection
 
 from backend.adapters.db.engine import transaction
 from backend.api.installation import Installation
+from backend.domain.config import RunConfig
 from backend.domain.ids import DEFAULT_TENANT
 from backend.errors import Conflict, Fault, Invalid
 from backend.operations import idempotency
@@ -197,3 +199,18 @@ def listing(page: Page) -> Response:
 def shown(body: str, **headers: str) -> Response:
     """JSON that the database made, as a response."""
     return Response(body, media_type=JSON, headers={name.replace("_", "-"): value for name, value in headers.items()})
+
+
+@contextmanager
+def settings_in_config() -> Iterator[None]:
+    """Let faults of settings point into the body, where they stand under `config`."""
+    try:
+        yield
+    except Invalid as error:
+        faults = [
+            Fault("/config" + fault.pointer, fault.message)
+            if fault.pointer.split("/")[1:2] and fault.pointer.split("/")[1] in RunConfig.model_fields
+            else fault
+            for fault in error.faults
+        ]
+        raise Invalid(error.message, code=error.code, faults=faults) from error

@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field
 from backend.api.dependencies import JSON, Here, Reading, StrictRoute
 from backend.api.problems import documented
 from backend.api.views import Money
-from backend.operations import checkpoints, costs, reports, repositories, runs, timeline
+from backend.operations import checkpoints, comparisons, costs, reports, repositories, runs, timeline
 
 router = APIRouter(prefix="/api/runs/{run_id}", tags=["runs"], route_class=StrictRoute)
 
@@ -93,6 +93,16 @@ class DiffView(BaseModel):
     truncated: bool
 
 
+class Comparison(BaseModel):
+    """Two runs beside each other."""
+
+    runs: list[dict[str, Any]] = Field(description="The report of each, with findings, tests and gate verdicts")
+    no_diff: str | None = Field(description="Why there is no diff; null where there is one")
+    diff_stat: dict[str, int] = Field(examples=[{"files": 2, "added": 10, "removed": 3}])
+    diff: str | None = Field(description="From the first result to the second")
+    diff_truncated: bool
+
+
 @router.get("/report", summary="Read a run's report", response_model=dict[str, Any], responses=documented(404, 422))
 async def read_report(run_id: UUID, session: Reading) -> dict[str, Any]:
     """The final report; while the run is on its way, what is done so far."""
@@ -152,6 +162,15 @@ async def read_diff(
     found = await repositories.diff(here.home, run, base, commit)
     files = [DiffFileView(path=f.path, status=f.status, added=f.added, removed=f.removed) for f in found.files]
     return DiffView(base=base, commit=commit, text=found.text, files=files, truncated=found.truncated)
+
+
+@router.get(
+    "/compare/{other_id}", summary="Compare two runs", response_model=Comparison, responses=documented(404, 422)
+)
+async def compare_runs(run_id: UUID, other_id: UUID, session: Reading, here: Here) -> dict[str, Any]:
+    """Cost, time, tasks, findings, tests and gate verdicts of two runs, and the diff of their results."""
+    first, second = await runs.get(session, run_id), await runs.get(session, other_id)
+    return await comparisons.of_runs(session, first, second, home=here.home)
 
 
 @router.get(

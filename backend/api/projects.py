@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from typing import Annotated, Any
 from uuid import UUID
@@ -21,14 +19,13 @@ from backend.api.dependencies import (
     StrictRoute,
     Wanted,
     listing,
+    settings_in_config,
     shown,
 )
 from backend.api.problems import documented
 from backend.api.runs import RunView
 from backend.api.views import PageOf, view_model
-from backend.domain.config import RunConfig
 from backend.domain.project import ProjectStatus
-from backend.errors import Fault, Invalid
 from backend.operations import projects, repositories, runs
 
 router = APIRouter(prefix="/api/projects", tags=["projects"], route_class=StrictRoute)
@@ -50,21 +47,6 @@ Brief = Annotated[
     ),
 ]
 Version = Annotated[int, Field(ge=1, le=1_000_000)]
-
-
-@contextmanager
-def _settings_in_config() -> Iterator[None]:
-    """Let faults of settings point into the body, where they stand under `config`."""
-    try:
-        yield
-    except Invalid as error:
-        faults = [
-            Fault("/config" + fault.pointer, fault.message)
-            if fault.pointer.split("/")[1:2] and fault.pointer.split("/")[1] in RunConfig.model_fields
-            else fault
-            for fault in error.faults
-        ]
-        raise Invalid(error.message, code=error.code, faults=faults) from error
 
 
 class ProjectCreate(BaseModel):
@@ -102,7 +84,7 @@ class RunStart(BaseModel):
 )
 async def create_project(body: ProjectCreate, command: Posting) -> Response:
     """Make a project, ready to be run."""
-    with _settings_in_config():
+    with settings_in_config():
         project = await projects.create(
             command.session,
             name=body.name,
@@ -146,7 +128,7 @@ async def read_project(project_id: UUID, session: Reading) -> Response:
 async def edit_project(project_id: UUID, body: ProjectPatch, version: IfMatch, command: Changing) -> Response:
     """Change a project; its next run follows, a run on its way does not."""
     changes = projects.Edit(body.name, body.brief, body.template, body.template_version, body.config)
-    with _settings_in_config():
+    with settings_in_config():
         project = await projects.edit(command.session, project_id, changes, expected_version=version, by=command.by)
     row = await projects.VIEW.one(command.session, Project.id == project_id)
     return shown(row, ETag=f'"{project.version}"')
@@ -182,7 +164,7 @@ async def delete_project(project_id: UUID, command: Changing, here: Here) -> Res
 )
 async def start_run(project_id: UUID, body: RunStart, command: Posting, here: Here) -> Response:
     """Start a run; its settings are merged and pinned, and the workers are told."""
-    with _settings_in_config():
+    with settings_in_config():
         run = await runs.start(
             command.session,
             project_id,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from decimal import Decimal
+from functools import partial
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -10,11 +11,21 @@ from fastapi import APIRouter, Response
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from backend.adapters.db.tables import ProjectRun
-from backend.api.dependencies import Command, Posting, Reading, StrictRoute, Wanted, listing, shown
+from backend.api.dependencies import (
+    Command,
+    Here,
+    Posting,
+    Reading,
+    StrictRoute,
+    Wanted,
+    listing,
+    settings_in_config,
+    shown,
+)
 from backend.api.problems import documented
 from backend.api.views import PageOf, view_model
 from backend.domain.run import Request, RunStatus
-from backend.operations import runs
+from backend.operations import forks, repositories, runs
 
 router = APIRouter(prefix="/api/runs", tags=["runs"], route_class=StrictRoute)
 
@@ -37,6 +48,20 @@ class RunRetry(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     budget: NewLimits = NewLimits()
+
+
+class RunFork(BaseModel):
+    """From where a run is forked, and what is to be different."""
+
+    model_config = ConfigDict(extra="forbid")
+    checkpoint_id: UUID | None = Field(
+        default=None, description="The newest with something left to do where none is given"
+    )
+    config: dict[str, Any] = Field(
+        default_factory=dict,
+        description="What differs from the settings of the run",
+        examples=[{"budget": {"usd": "5.00"}, "security": {"gate": "warn"}}],
+    )
 
 
 @router.get("", response_model=PageOf[RunListed], summary="List runs", responses=documented(422))  # type: ignore[valid-type]  # made from the table
@@ -86,6 +111,31 @@ async def retry_run(run_id: UUID, command: Posting, body: RunRetry | None = None
     limits = runs.Limits(budget.tokens, budget.usd, budget.seconds)
     await runs.retry(command.session, run_id, by=command.by, limits=limits)
     return await _answer(command, run_id)
+
+
+@router.post(
+    "/{run_id}/fork",
+    status_code=201,
+    response_model=RunView,
+    summary="Fork a run",
+    responses=documented(404, 409, 422, 503),
+)
+async def fork_run(run_id: UUID, command: Posting, here: Here, body: RunFork | None = None) -> Response:
+    """Begin another run of the project from a checkpoint of this one; nothing before it is done or paid again."""
+    asked = body or RunFork()
+    place = forks.Place(here.graph_shape, here.faults, partial(repositories.branch_at, here.home))
+    with settings_in_config():
+        run = await forks.fork(
+            command.session,
+            run_id,
+            checkpoint_id=asked.checkpoint_id,
+            patch=asked.config,
+            place=place,
+            by=command.by,
+            correlation_id=command.request_id,
+        )
+    row = await runs.VIEW.one(command.session, ProjectRun.id == run.id)
+    return await command.answer(row, 201, Location=f"/api/runs/{run.id}", ETag=f'"{run.version}"')
 
 
 async def _answer(command: Command, run_id: UUID) -> Response:

@@ -116,6 +116,14 @@ def show(run: Run = "last", as_json: Json = False) -> None:
 
 
 @app.command()
+def compare(first: Run, second: Run, as_json: Json = False) -> None:
+    """Compare two runs: cost, time, tasks, findings, tests, gates, and the diff of their results."""
+    from backend.cli.compare import compare as work
+
+    raise typer.Exit(work(first, second, as_json=as_json))
+
+
+@app.command()
 def watch(
     run: Run = "last",
     after: Annotated[int, typer.Option(min=0, help="Begin after this event")] = 0,
@@ -165,6 +173,22 @@ def retry(
 
 
 @app.command()
+def fork(
+    run: Run = "last",
+    checkpoint: Annotated[
+        str | None, typer.Option(help="Id of a checkpoint; else the newest with something left to do")
+    ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="What is to differ, such as security.gate=warn or budget.usd=5")
+    ] = None,
+) -> None:
+    """Begin another run of the project from a checkpoint of this one."""
+    from backend.cli.steer import fork as work
+
+    raise typer.Exit(work(run, checkpoint, _patch(settings or [], None, None)))
+
+
+@app.command()
 def answer(
     question: Annotated[str, typer.Argument(help="Id of a question, or its first letters; `company show` lists them")],
     text: Annotated[str, typer.Argument(help="The answer; to a budget question what to add, such as `1.50 usd`")],
@@ -211,6 +235,35 @@ def why(
     if not path or not line.isdigit() or not 0 < int(line) < 10_000_000:
         raise Invalid(f"`{place}` is no FILE:LINE; write it as src/app.py:12.")
     raise typer.Exit(work(path, int(line), run, as_json=as_json))
+
+
+dead_letters = typer.Typer(help="What could not be executed: list, show, replay.", no_args_is_help=True)
+app.add_typer(dead_letters, name="dead-letters")
+Letter = Annotated[str, typer.Argument(help="Id of a dead letter, its first letters, or `last`")]
+
+
+@dead_letters.command("list")
+def list_dead_letters(as_json: Json = False) -> None:
+    """List dead letters, newest first."""
+    from backend.cli.dead_letters import listed as work
+
+    raise typer.Exit(work(as_json=as_json))
+
+
+@dead_letters.command("show")
+def show_dead_letter(letter: Letter = "last") -> None:
+    """Show a dead letter as JSON."""
+    from backend.cli.dead_letters import show as work
+
+    raise typer.Exit(work(letter))
+
+
+@dead_letters.command("replay")
+def replay_dead_letter(letter: Letter = "last") -> None:
+    """Let the run of a dead letter go on from its last checkpoint."""
+    from backend.cli.dead_letters import replay as work
+
+    raise typer.Exit(work(letter))
 
 
 @app.command()

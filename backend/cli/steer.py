@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from decimal import Decimal
+from functools import partial
+from uuid import UUID
 
 from rich.text import Text
 
@@ -11,7 +13,9 @@ from backend.adapters.db.tables import ProjectRun
 from backend.cli import follow
 from backend.cli.place import Company, do
 from backend.cli.screen import screen
-from backend.operations import lookups, questions, runs
+from backend.domain.config import Patch
+from backend.errors import Invalid
+from backend.operations import forks, lookups, questions, repositories, runs
 
 BY = "cli"
 _VERBS = {"pause": runs.pause, "resume": runs.resume, "stop": runs.stop}
@@ -36,6 +40,26 @@ def retry(name: str, usd: Decimal | None, tokens: int | None) -> int:
         async with transaction(company.sessions, company.bell) as session:
             limits = runs.Limits(tokens=tokens, usd=usd)
             _say(await runs.retry(session, await lookups.run_named(session, name), by=BY, limits=limits))
+        return 0
+
+    return do(work)
+
+
+def fork(name: str, checkpoint: str | None, patch: Patch) -> int:
+    """Begin another run from a checkpoint."""
+    try:
+        wanted = None if checkpoint is None else UUID(checkpoint)
+    except ValueError:
+        raise Invalid(f"`{checkpoint}` is no id of a checkpoint; GET /api/runs/…/checkpoints lists them.") from None
+
+    async def work(company: Company) -> int:
+        branch = partial(repositories.branch_at, company.settings.home)
+        place = forks.Place(company.graphs.find, company.faults, branch)
+        async with transaction(company.sessions, company.bell) as session:
+            run_id = await lookups.run_named(session, name)
+            run = await forks.fork(session, run_id, checkpoint_id=wanted, patch=patch, place=place, by=BY)
+            _say(run)
+            screen().print(Text(f"It goes on from {run.parent_checkpoint_id} of run {run.parent_run_id}."))
         return 0
 
     return do(work)

@@ -58,6 +58,8 @@ class Claimed:
     waived: frozenset[str]
     """Findings that a person waived, as long as the waiver holds, or called false."""
     degraded: bool
+    asks: bool
+    """Whether a question that the graph asked is open: then nothing is driven until it is answered."""
     seconds_left: float | None
 
 
@@ -120,6 +122,14 @@ async def _look(session: AsyncSession, run: ProjectRun, project: Project, config
         )
     )
     degraded = await session.scalar(select(func.count()).where(Event.run_id == run.id, Event.type == "budget.degraded"))
+    asked = await session.scalar(
+        select(func.count()).where(
+            Question.run_id == run.id,
+            Question.status == QuestionStatus.OPEN,
+            Question.kind != QuestionKind.BUDGET,
+            Question.key.not_like(interrupt_key("%")),
+        )
+    )
     left = None if run.limit_seconds is None else float(run.limit_seconds - run.spent_seconds)
     return Claimed(
         facts=RunFacts(
@@ -141,6 +151,7 @@ async def _look(session: AsyncSession, run: ProjectRun, project: Project, config
         answers={row.key: Answer(row.key, row.answer or "", row.answered_by or "") for row in answered},
         waived=frozenset(waived),
         degraded=bool(degraded),
+        asks=bool(asked),
         seconds_left=left,
     )
 

@@ -139,7 +139,8 @@ class Slice:
     def __init__(self, executor: Executor, claimed: Claimed, lease: Lease) -> None:
         self._executor, self._claimed, self._lease = executor, claimed, lease
         self._began = time.monotonic()
-        self._asked = False
+        # A worker may have died between asking and waiting; a fork may begin with a question that is open.
+        self._asked = claimed.asks
         self._begun = claimed.head is not None
         self._ended: RunStatus | None = None
         self._interrupts: dict[str, str] = {}
@@ -183,6 +184,8 @@ class Slice:
         lease = self._lease
         if lease.reason in {"pause", "stop", "seconds", "shutdown"}:
             return Held(lease.reason)
+        if self._asked:
+            return None
         driving = asyncio.create_task(self._stream())
         try:
             return await self._watch(driving)

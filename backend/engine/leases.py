@@ -36,6 +36,8 @@ EXTEND = (
     " spent_seconds = r.spent_seconds + greatest(0, extract(epoch FROM clock_timestamp() - r.lease_expires_at"
     " + make_interval(secs => $3)))::numeric(14, 6) FROM mine WHERE r.id = mine.id RETURNING r.id"
 )
+ASK_SECONDS = 0.5
+"""How often the process looks for what was asked of its runs: a stop takes effect within two seconds."""
 ASKED = "SELECT id, lease_epoch, requested FROM project_runs WHERE id = ANY ($1::uuid[])"
 
 
@@ -162,23 +164,28 @@ class Heartbeat:
 
     async def _beat_until_stopped(self) -> None:
         connection: Any = None
+        extended = float("-inf")
+        pause = min(self._every, ASK_SECONDS)
         while not self._stop.is_set():
             began = time.monotonic()
+            # What is asked is read often, which writes nothing; leases are extended when it is time.
+            due = began - extended >= self._every
             try:
                 if connection is None or connection.is_closed():
                     connection = await asyncpg.connect(self._url, timeout=5, command_timeout=5)
-                await self.beat(connection)
+                await self.beat(connection, extend=due)
+                extended = began if due else extended
             except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
                 _log.warning("A heartbeat did not reach the database: %s", error)
                 if connection is not None:
                     connection.terminate()
                 connection = None
-            await asyncio.to_thread(self._stop.wait, max(0.05, self._every - (time.monotonic() - began)))
+            await asyncio.to_thread(self._stop.wait, max(0.05, pause - (time.monotonic() - began)))
         if connection is not None:
             connection.terminate()
 
-    async def beat(self, connection: Any) -> None:
-        """Extend and look once."""
+    async def beat(self, connection: Any, *, extend: bool = True) -> None:
+        """Extend the leases, unless it is too early, and look once for what was asked."""
         with self._lock:
             now = time.monotonic()
             leases = {lease.fence.run_id: lease for lease in self._leases.values() if now < lease.node_until}
@@ -190,7 +197,7 @@ class Heartbeat:
         began = time.monotonic()
         epochs = [lease.fence.epoch for lease in leases.values()]
         # A run whose row is locked is being written at this moment, mostly by us; its next beat comes soon enough.
-        for row in await connection.fetch(EXTEND, list(leases), epochs, self._ttl):
+        for row in await connection.fetch(EXTEND, list(leases), epochs, self._ttl) if extend else ():
             leases[row["id"]].until = began + self._ttl
         for row in await connection.fetch(ASKED, list(leases)):
             lease = leases[row["id"]]

@@ -10,7 +10,7 @@ from uuid import UUID
 from sqlalchemy import Text, cast, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from backend.adapters.db.tables import Finding, ModelCall, ProjectRun, Question, Task
+from backend.adapters.db.tables import DeadLetter, Finding, ModelCall, ProjectRun, Question, Task
 from backend.domain.ids import DEFAULT_TENANT
 from backend.errors import Conflict, NotFound
 
@@ -27,8 +27,14 @@ async def question_named(session: AsyncSession, name: str, *, tenant_id: UUID = 
     return _only(found, name, "question", "`company show` lists those that are open")
 
 
+async def dead_letter_named(session: AsyncSession, name: str, *, tenant_id: UUID = DEFAULT_TENANT) -> UUID:
+    """The dead letter that a person means; raises as `run_named` does."""
+    found = await _named(session, DeadLetter, name, tenant_id)
+    return _only(found, name, "dead letter", "`company dead-letters list` lists them")
+
+
 async def _named(
-    session: AsyncSession, rows: type[ProjectRun] | type[Question], name: str, tenant_id: UUID
+    session: AsyncSession, rows: type[ProjectRun] | type[Question] | type[DeadLetter], name: str, tenant_id: UUID
 ) -> Sequence[UUID]:
     query = select(rows.id).where(rows.tenant_id == tenant_id).order_by(rows.created_at.desc(), rows.id.desc())
     if name == "last":

@@ -19,10 +19,10 @@ from sqlalchemy import DateTime, Numeric, Select, Text, cast, func, literal_colu
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.sql.elements import ColumnElement
 
-from backend.adapters.db.tables import Artifact, Finding, Question, Table, TaskComment
+from backend.adapters.db.tables import Artifact, DeadLetter, Finding, Question, Table, TaskComment
 from backend.errors import Fault, Invalid, NotFound
 
-Row = TypeVar("Row", Artifact, Finding, Question, TaskComment)
+Row = TypeVar("Row", Artifact, DeadLetter, Finding, Question, TaskComment)
 
 MAX_LIMIT = 200
 MAX_SKIP = 1_000_000

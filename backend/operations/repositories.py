@@ -83,6 +83,18 @@ async def body_of(home: Path, run: ProjectRun, artifact: Artifact) -> bytes:
     return body
 
 
+async def branch_at(home: Path, project_id: UUID, branch: str, commit: str) -> bool:
+    """Make a branch of a project's repository point at a commit; False where this machine has no such commit."""
+    workspace = GitWorkspace(home, project_id, project_id)
+    if not await asyncio.to_thread(workspace.git_dir.is_dir):
+        return False
+    try:
+        await workspace.point(branch, commit)
+    except NotFound:
+        return False
+    return True
+
+
 def _refuse_gone(home: Path, run: ProjectRun) -> None:
     if not workspace_of(home, run).git_dir.is_dir():
         raise NotFound(f"The repository of run {run.number} is not on this machine.")

@@ -6,10 +6,11 @@ Statuses change only along `domain/run.MOVES`, under the run's row lock; what a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import func, select, update
@@ -100,7 +101,7 @@ async def start(
     project = await projects.get(session, project_id, tenant_id=tenant_id, lock=True)
     if idempotency_key is not None and (again := await _started_with(session, project, idempotency_key)):
         return again
-    _check_startable(project)
+    check_startable(project)
     template = await _template_of(session, project)
     config = merge({"graph": template.graph}, template.config_patch, project.config_patch, patch)
     if found := faults(config, project.brief):
@@ -108,7 +109,7 @@ async def start(
     run = ProjectRun(
         tenant_id=tenant_id,
         project_id=project.id,
-        number=await _next_number(session, project.id),
+        number=await next_number(session, project.id),
         status=RunStatus.QUEUED,
         requested=Request.NONE,
         graph=config.graph,
@@ -136,7 +137,8 @@ async def start(
     return run
 
 
-def _check_startable(project: Project) -> None:
+def check_startable(project: Project) -> None:
+    """Raise `Conflict` unless a run of the project may begin now."""
     if project.active_run_id is not None:
         raise Conflict(
             f"Project {project.name} already has a run on its way ({project.active_run_id}); "
@@ -157,7 +159,8 @@ async def _started_with(session: AsyncSession, project: Project, key: str) -> Pr
     return found
 
 
-async def _next_number(session: AsyncSession, project_id: UUID) -> int:
+async def next_number(session: AsyncSession, project_id: UUID) -> int:
+    """The number of the project's next run; the caller holds the project's row lock."""
     last = await session.scalar(select(func.max(ProjectRun.number)).where(ProjectRun.project_id == project_id))
     return (last or 0) + 1
 
@@ -232,19 +235,20 @@ async def retry(
     *,
     by: str,
     limits: Limits | None = None,
+    payload: Mapping[str, Any] | None = None,
     tenant_id: UUID = DEFAULT_TENANT,
 ) -> ProjectRun:
     """Let a run that failed or was stopped go on from its last checkpoint, with higher limits if some are given.
 
-    Raises `Conflict` when it has not ended, has completed, or another run of the project is on its way, and `Invalid`
-    for a limit that is already spent.
+    `payload` is told by the event beside who asked. Raises `Conflict` when it has not ended, has completed, or another
+    run of the project is on its way, and `Invalid` for a limit that is already spent.
     """
     run = await get(session, run_id, tenant_id=tenant_id, lock=True)
     if run.status not in ENDED:
         raise Conflict(f"Run {run.number} is {run.status}; only a run that failed or was stopped can be retried.")
     transition(MOVES, RunStatus(run.status), RunStatus.QUEUED, what=f"Run {run.number}")
     project = await projects.get(session, run.project_id, tenant_id=tenant_id, lock=True)
-    _check_startable(project)
+    check_startable(project)
     _raise_limits(run, limits or Limits())
     requeue(session, run)
     run.ended_at, run.error, run.final_report = None, None, None
@@ -254,7 +258,7 @@ async def retry(
         .where(DeadLetter.run_id == run.id, DeadLetter.replayed_at.is_(None))
         .values(replayed_at=func.clock_timestamp())
     )
-    return await _changed(session, run, "run.retry_requested", by)
+    return await _changed(session, run, "run.retry_requested", by, payload)
 
 
 def requeue(session: AsyncSession, run: ProjectRun) -> None:
@@ -317,9 +321,11 @@ async def _end_stopped(session: AsyncSession, run: ProjectRun, by: str) -> None:
         project.status = ProjectStatus.FAILED
 
 
-async def _changed(session: AsyncSession, run: ProjectRun, event_type: str, by: str) -> ProjectRun:
+async def _changed(
+    session: AsyncSession, run: ProjectRun, event_type: str, by: str, payload: Mapping[str, Any] | None = None
+) -> ProjectRun:
     run.version += 1
-    events.record(session, run, event_type, {"by": by})
+    events.record(session, run, event_type, {"by": by, **(payload or {})})
     ring_after_commit(session, run.id)
     await session.flush()
     return run

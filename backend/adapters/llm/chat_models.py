@@ -15,6 +15,11 @@ if TYPE_CHECKING:
     from langchain_openai.chat_models.base import BaseChatOpenAI
 
 
+def load() -> None:
+    """Import the client, for a thread: done in the event loop it would hold up every run of the process for seconds."""
+    import langchain_openai.chat_models.base  # noqa: F401 - that it is imported is the point
+
+
 def new_model(base_url: str, key: str, name: str, client: BoundedClient) -> BaseChatOpenAI:
     """Make the model of an endpoint; its own retries and caches are off, and it speaks Chat Completions only."""
     from langchain_openai.chat_models.base import BaseChatOpenAI, ChatOpenAI  # takes a second; not for --help

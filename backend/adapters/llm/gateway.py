@@ -6,6 +6,7 @@ The engine's journal reserves the quote, sends, settles with the exchange, and d
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Mapping
 from decimal import Decimal
@@ -13,6 +14,7 @@ from typing import Any
 
 from pydantic import SecretStr
 
+from backend.adapters.llm import chat_models
 from backend.adapters.llm.completion import Completion
 from backend.adapters.llm.limits import ProviderLimits
 from backend.adapters.llm.prices import price, recorded_cost
@@ -36,6 +38,7 @@ class Gateway:
         self._providers = OpenAIProviders(key, largest_reply=largest_reply)
         self._replay = ReplayProvider(Recordings(settings.home if settings is not None else None))
         self._ratios: dict[tuple[str, str, str], estimate.Ratio] = {}
+        self._loaded = False
 
     def quote(self, choice: Choice, request: ModelRequest, config: RunConfig) -> Quote:
         """Return the worst case of a call, to be reserved before it is made.
@@ -60,6 +63,9 @@ class Gateway:
         """
         provider = config.models.providers[choice.provider]
         if provider.kind != "replay":
+            if not self._loaded:
+                await asyncio.to_thread(chat_models.load)
+                self._loaded = True
             await self._limits.wait(provider)
 
     async def send(

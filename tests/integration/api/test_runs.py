@@ -14,8 +14,9 @@ import pytest
 from fastapi import FastAPI
 from sqlalchemy import select, text
 
+from backend.adapters.db.checkpoint_tables import Checkpoint
 from backend.adapters.db.engine import Sessions
-from backend.adapters.db.tables import Artifact, Finding, ModelCall, ProjectRun, Question, Task
+from backend.adapters.db.tables import Artifact, DeadLetter, Finding, ModelCall, ProjectRun, Question, Task
 from backend.api import artifacts, comments, findings, projects, questions, runs, tasks
 from backend.domain.ids import task_id
 from backend.operations import events as log
@@ -304,14 +305,16 @@ async def test_what_belongs_to_another_tenant_is_not_there(
     artifact = await add(
         sessions, Artifact(run_id=UUID(run["id"]), kind="k", path="p", media_type="text/plain", size=1, sha256="s")
     )
+    letter = await add(sessions, DeadLetter(run_id=UUID(run["id"]), kind="run", error="It died."))
     ids = {
         "project_id": run["project_id"], "run_id": run["id"], "task_id": task["id"], "comment_id": comment["id"],
-        "question_id": question, "finding_id": finding, "artifact_id": artifact, "slug": "standard", "version": "1",
+        "question_id": question, "finding_id": finding, "artifact_id": artifact, "letter_id": letter,
+        "other_id": run["id"], "slug": "standard", "version": "1",
     }  # fmt: skip
     stranger = uuid4()
     async with sessions.begin() as session:
         await session.execute(text("INSERT INTO tenants (id, name) VALUES (:id, 'other')"), {"id": stranger})
-        for table in ("projects", "project_runs", "tasks", "questions", "findings", "artifacts"):
+        for table in ("projects", "project_runs", "tasks", "questions", "findings", "artifacts", "dead_letters"):
             await session.execute(text(f"UPDATE {table} SET tenant_id = :id"), {"id": stranger})
         await session.execute(text("ALTER TABLE task_comments DISABLE TRIGGER USER"))
         await session.execute(text("UPDATE task_comments SET tenant_id = :id"), {"id": stranger})
@@ -345,3 +348,68 @@ async def test_what_belongs_to_another_tenant_is_not_there(
         assert (await client.get(f"/api/{group}")).json()["items"] == []
     async with sessions() as session:
         assert (await session.scalars(select(ProjectRun.requested))).all() == ["none"]
+
+
+async def test_a_fork_with_the_same_key_is_one_run_and_another_waits_for_it(
+    client: httpx.AsyncClient, new_run: Post, sessions: Sessions
+) -> None:
+    run = await new_run()
+    path = f"/api/runs/{run['id']}"
+    assert (await client.post(f"{path}/fork")).status_code == 409
+    await client.post(f"{path}/stop")
+    kept = uuid4()
+    async with sessions.begin() as session:
+        session.add(
+            Checkpoint(
+                thread_id=UUID(run["id"]),
+                namespace="",
+                number=1,
+                checkpoint_id=kept,
+                metadata_={"step": 1},
+                state='{"v":1,"ts":"","versions":{},"seen":{},"sources":{"head":1},"updated":null}',
+                channel_values='{"head":"x"}',
+            )
+        )
+    body = {"checkpoint_id": str(kept), "config": {"budget": {"tokens": 7_000}}}
+    key = {"Idempotency-Key": "fork-once"}
+    answers = [await client.post(f"{path}/fork", json=body, headers=key) for _ in range(3)]
+    assert [answer.status_code for answer in answers] == [201] * 3
+    made = {answer.json()["id"] for answer in answers}
+    assert len(made) == 1
+    assert answers[0].json()["limit_tokens"] == 7_000
+    assert answers[0].json()["parent_run_id"] == run["id"]
+    other = await client.post(f"{path}/fork", json=body)
+    assert (other.status_code, other.json()["detail"].count("already has a run on its way")) == (409, 1)
+    bad = await client.post(f"{path}/fork", json={"config": {"budget": {"tokens": -1}}})
+    assert bad.status_code in {409, 422}
+
+
+async def test_dead_letters_are_listed_shown_and_replayed(
+    client: httpx.AsyncClient, new_run: Post, sessions: Sessions
+) -> None:
+    run = await new_run()
+    await client.post(f"/api/runs/{run['id']}/stop")
+    letter = DeadLetter(run_id=UUID(run["id"]), kind="run", node="work", lease_epoch=5, error="The worker died.")
+    path = f"/api/dead-letters/{await add(sessions, letter)}"
+    listed = (await client.get("/api/dead-letters", params={"replayed": False})).json()["items"]
+    assert [item["error"] for item in listed] == ["The worker died."]
+    assert (await client.get(path)).json()["replayed_at"] is None
+    for _ in range(2):
+        answer = await client.post(f"{path}/replay")
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["replayed_at"] is not None
+    assert (await client.get(f"/api/runs/{run['id']}")).json()["status"] == "QUEUED"
+    assert (await client.get(f"/api/dead-letters/{uuid4()}")).status_code == 404
+
+
+async def test_two_runs_are_compared_also_where_nothing_was_committed(client: httpx.AsyncClient, new_run: Post) -> None:
+    first, second = await new_run(), await new_run()
+    answer = await client.get(f"/api/runs/{first['id']}/compare/{second['id']}")
+    assert answer.status_code == 200, answer.text
+    compared = answer.json()
+    assert [side["run_id"] for side in compared["runs"]] == [first["id"], second["id"]]
+    assert (compared["diff"], compared["runs"][0]["tests"]) == (None, None)
+    assert "different projects" in compared["no_diff"]
+    assert (
+        (await client.get(f"/api/runs/{first['id']}/compare/{first['id']}")).json()["no_diff"].startswith("Run 1 has")
+    )
