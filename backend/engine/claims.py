@@ -59,6 +59,7 @@ class Claimed:
     """Findings that a person waived, as long as the waiver holds, or called false."""
     degraded: bool
     seconds_left: float | None
+    limit_seconds: int | None
 
 
 async def claim(
@@ -142,6 +143,7 @@ async def _look(session: AsyncSession, run: ProjectRun, project: Project, config
         waived=frozenset(waived),
         degraded=bool(degraded),
         seconds_left=left,
+        limit_seconds=run.limit_seconds,
     )
 
 

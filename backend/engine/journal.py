@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import logging
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -26,6 +27,7 @@ from backend.adapters.db.checkpointer import LeaseLost
 from backend.adapters.db.checkpointer.sending import fetch
 from backend.adapters.db.projection import mended
 from backend.adapters.llm.prices import price
+from backend.domain.budget import breach
 from backend.domain.config import RunConfig
 from backend.domain.event import EVENT_TYPES
 from backend.domain.ids import task_id
@@ -45,9 +47,10 @@ from backend.domain.model_choice import choices
 from backend.domain.ports import StepFailed, Visit
 from backend.domain.retry import NextChoice, Retry, decide
 from backend.engine.leases import Lease
-from backend.errors import LimitReached, Unavailable
+from backend.errors import CompanyError, Unavailable
 from backend.operations.ledger import CANCELLED
 
+_log = logging.getLogger(__name__)
 _MARKS = frozenset({"usage_estimated", "recorded_cost_usd"})
 """What the gateway says of a reply beside it, and people want to find again."""
 
@@ -204,7 +207,7 @@ class Journal:
         if not row["fenced"]:
             raise LeaseLost("The run has another owner.")
         if row["call"] is None:
-            raise LimitReached(_breach(json.loads(row["breaches"]), attempt), code="budget")
+            raise breach(json.loads(row["breaches"])[0], unpriced=_unpriced(attempt))
         reserved: UUID = row["call"]
         return reserved
 
@@ -272,6 +275,19 @@ class Journal:
         if not row["fenced"]:
             raise LeaseLost("The run has another owner.")
         books.wake()
+
+
+async def warn_of_time(books: Books, share: float, limit: int) -> None:
+    """Record once a share and limit that a share of the run's working time is used up; never raises."""
+    fence = books.lease.fence
+    identity = uuid5(fence.run_id, f"warned/seconds/{share}/{limit}")
+    told = {"scope": "run", "name": "all", "unit": "seconds", "share": share, "spent": share * limit, "limit": limit}
+    try:
+        await fetch(books.pool, *calls.note(fence, identity, "budget.warned", told, books.instance))
+    except (CompanyError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        _log.warning("A warning of the run's time was not recorded: %s", error)
+        return
+    books.wake()
 
 
 def request_hash(request: ModelRequest) -> str:
@@ -375,21 +391,11 @@ def _events(attempt: Attempt, outcome: Outcome) -> list[tuple[str, dict[str, Any
     return listed
 
 
-def _breach(breaches: Sequence[Mapping[str, Any]], attempt: Attempt) -> str:
-    first = breaches[0]
-    whose = {"run": "the run", "run_role": f"the role {first['name']}", "project": "the project"}.get(
-        first["scope"], f"the month {first['name']}"
-    )
-    if attempt.quote.usd is None and first["unit"] == "usd":
-        return (
-            f"Nothing prices the model {attempt.choice.model} of provider {attempt.choice.provider}, so the limit in "
-            f"USD of {whose} could not be kept: set models.prices.{attempt.choice.model}."
-        )
-    left = Decimal(str(first["most"])) - Decimal(str(first["spent"])) - Decimal(str(first["held"]))
-    return (
-        f"The next call may need {first['wanted']} {first['unit']}, but of the {first['most']} {first['unit']} of "
-        f"{whose} only {max(Decimal(0), left)} are left: raise the limit and retry."
-    )
+def _unpriced(attempt: Attempt) -> str | None:
+    if attempt.quote.usd is not None:
+        return None
+    model, provider = attempt.choice.model, attempt.choice.provider
+    return f"Nothing prices the model {model} of provider {provider}: set models.prices.{model}."
 
 
 def _given_up(failure: CallFailed, choice: Choice) -> Exception:
