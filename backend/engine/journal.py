@@ -73,7 +73,7 @@ class Transport(Protocol):
         ...
 
     async def admit(self, choice: Choice, config: RunConfig) -> None:
-        """Return once the provider may be asked."""
+        """Return once the provider may be asked; raises `CallFailed` while it does not answer, and nothing is sent."""
         ...
 
     async def send(self, choice: Choice, request: ModelRequest, position: Position, config: RunConfig) -> Exchange:
@@ -153,22 +153,13 @@ class Journal:
         listed = choices(books.config, request, degraded_to=degraded_to)
         place, tries = 0, 0
         while True:
-            choice = listed[place]
-            await books.lease.patient(books.transport.admit(choice, books.config))
-            tried, tries = tried + 1, tries + 1
-            attempt = Attempt(
-                position=position,
-                number=tried,
-                role=str(request.role),
-                choice=choice,
-                quote=books.transport.quote(choice, request, books.config),
-                request_hash=hashed,
-                prompt_hash=request.prompt_hash,
-                task_id=task_id(books.lease.fence.run_id, position.task_key) if position.task_key else None,
-                request=written,
-            )
+            choice, tries = listed[place], tries + 1
             try:
-                exchange = await self._shielded(request, attempt)
+                await books.lease.patient(books.transport.admit(choice, books.config))
+                tried += 1
+                exchange = await self._shielded(
+                    request, self._attempt(request, position, tried, choice, hashed, written)
+                )
             except CallFailed as failure:
                 retries = books.config.models.providers[choice.provider].retries
                 decision = decide(
@@ -186,6 +177,28 @@ class Journal:
                     raise _given_up(failure, choice) from failure
             else:
                 return reply_of(_response(exchange), choice.provider, exchange.model)
+
+    def _attempt(
+        self,
+        request: ModelRequest,
+        position: Position,
+        number: int,
+        choice: Choice,
+        hashed: str,
+        written: Mapping[str, Any],
+    ) -> Attempt:
+        books = self._books
+        return Attempt(
+            position=position,
+            number=number,
+            role=str(request.role),
+            choice=choice,
+            quote=books.transport.quote(choice, request, books.config),
+            request_hash=hashed,
+            prompt_hash=request.prompt_hash,
+            task_id=task_id(books.lease.fence.run_id, position.task_key) if position.task_key else None,
+            request=written,
+        )
 
     async def _shielded(self, request: ModelRequest, attempt: Attempt) -> Exchange:
         """Reserve, send and book; once sent, only a stop cuts it, whatever becomes of the node."""
