@@ -81,7 +81,7 @@ def _project_id(text: str) -> UUID:
     try:
         return UUID(text)
     except ValueError as error:
-        raise Invalid(f"`{text[:100]}` is no id of a project; `company show --json` names it.") from error
+        raise Invalid(f"`{text[:100]}` is no id of a project; `company runs --json` names it.") from error
 
 
 def watch(name: str, after: int, *, as_json: bool) -> int:
