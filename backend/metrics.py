@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from decimal import Decimal
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
@@ -51,6 +51,12 @@ _rounds = Counter("company_review_rounds_total", "Changes that the lead has read
 _leases = Counter("company_lease_losses_total", "Runs that this worker lost to another", registry=REGISTRY)
 _claims = Counter("company_run_claims_total", "Runs that this worker took up", registry=REGISTRY)
 _ends = Counter("company_run_ends_total", "Runs that ended here, by status", ("status",), registry=REGISTRY)
+_circuits = Gauge(
+    "company_provider_circuit_open",
+    "Whether a provider is left alone since it did not answer: 0 closed, 1 open or probed",
+    ("provider",),
+    registry=REGISTRY,
+)
 _requests = Histogram(
     "company_http_request_seconds",
     "Answers of the API",
@@ -110,6 +116,11 @@ def run_ended(status: str) -> None:
 def lease_lost() -> None:
     """Count a run that another worker took from this one."""
     _leases.inc()
+
+
+def circuit_changed(provider: str, state: str) -> None:
+    """Note where a provider's circuit stands; `provider` is its address."""
+    _circuits.labels(provider).set(0 if state == "closed" else 1)
 
 
 def request_answered(method: str, route: str, status: int, seconds: float) -> None:

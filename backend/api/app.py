@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
 from backend.api import (
     artifacts,
+    budgets,
     comments,
     dead_letters,
     dependencies,
@@ -34,6 +35,7 @@ from backend.api.tenant_streams import TenantStreams
 ROUTERS = (
     templates.router,
     projects.router,
+    budgets.router,
     runs.router,
     insight.router,
     events.router,

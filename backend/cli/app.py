@@ -200,6 +200,20 @@ def answer(
 
 
 @app.command()
+def budget(
+    project: Annotated[str | None, typer.Option(help="Id of a project; else the calendar month is meant")] = None,
+    usd: Annotated[str | None, typer.Option(help="Most money in all, such as 50.00")] = None,
+    tokens: Annotated[int | None, typer.Option(min=1, help="Most tokens in all")] = None,
+    unlimited: Annotated[bool, typer.Option("--unlimited", help="Take both limits away")] = False,
+) -> None:
+    """Show or set what a project, or all of them in a calendar month, may spend; both limits are set together."""
+    from backend.cli.steer import budget as work
+
+    money = None if usd is None else _money(usd)
+    raise typer.Exit(work(project, money, tokens, change=unlimited or money is not None or tokens is not None))
+
+
+@app.command()
 def record(
     run: Run = "last",
     to: Annotated[Path | None, typer.Option("--to", help="File to write; else standard output")] = None,

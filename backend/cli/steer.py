@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from decimal import Decimal
 from functools import partial
+from typing import Any
 from uuid import UUID
 
 from rich.text import Text
@@ -15,7 +16,7 @@ from backend.cli.place import Company, do
 from backend.cli.screen import screen
 from backend.domain.config import Patch
 from backend.errors import Invalid
-from backend.operations import forks, lookups, questions, repositories, runs
+from backend.operations import budgets, forks, lookups, questions, repositories, runs
 
 BY = "cli"
 _VERBS = {"pause": runs.pause, "resume": runs.resume, "stop": runs.stop}
@@ -75,6 +76,34 @@ def answer(name: str, text: str) -> int:
         return 0
 
     return do(work)
+
+
+def budget(project: str | None, usd: Decimal | None, tokens: int | None, *, change: bool) -> int:
+    """Show or set the limits of a project, or of the month."""
+    limits = budgets.Limits(tokens, usd)
+
+    async def work(company: Company) -> dict[str, Any]:
+        async with transaction(company.sessions, company.bell) as session:
+            if project is None:
+                return await (budgets.limit_month(session, limits) if change else budgets.of_month(session))
+            owner = _project_id(project)
+            if change:
+                return await budgets.limit_project(session, owner, limits)
+            return await budgets.of_project(session, owner)
+
+    facts = do(work)
+    for unit in ("usd", "tokens"):
+        most = facts["limits"][unit]
+        spent = f", spent {facts['spent'][unit]}, held {facts['held'][unit]}" if facts["spent"] else ""
+        screen().print(Text(f"{unit}: {'no limit' if most is None else f'at most {most}'}{spent}"))
+    return 0
+
+
+def _project_id(text: str) -> UUID:
+    try:
+        return UUID(text)
+    except ValueError as error:
+        raise Invalid(f"`{text[:100]}` is no id of a project; `company runs --json` names it.") from error
 
 
 def watch(name: str, after: int, *, as_json: bool) -> int:

@@ -123,7 +123,15 @@ class Exchange:
 
 
 FailureKind = Literal[
-    "timeout", "connection", "rate_limited", "server_error", "conflict", "refused", "unparsable", "not_covered"
+    "timeout",
+    "connection",
+    "rate_limited",
+    "server_error",
+    "conflict",
+    "refused",
+    "unparsable",
+    "not_covered",
+    "circuit_open",
 ]
 
 
@@ -131,7 +139,8 @@ class CallFailed(Exception):
     """One attempt at a provider failed.
 
     `billed` is what the provider may have charged all the same (None: nothing was; a timeout after sending: unknown, so
-    the quote is booked). `retryable` follows from `kind`: timeout, connection, rate_limited, server_error, conflict.
+    the quote is booked). `retryable` follows from `kind`: timeout, connection, rate_limited, server_error, conflict,
+    circuit_open (nothing was sent, since the provider did not answer lately).
     """
 
     def __init__(
@@ -153,4 +162,4 @@ class CallFailed(Exception):
     @property
     def retryable(self) -> bool:
         """Whether the same request may succeed when it is sent again."""
-        return self.kind in {"timeout", "connection", "rate_limited", "server_error", "conflict"}
+        return self.kind in {"timeout", "connection", "rate_limited", "server_error", "conflict", "circuit_open"}

@@ -39,11 +39,14 @@ def decide(failure: CallFailed, *, attempt: int, retries: int, more_choices: boo
 
     `jitter` is a random number from 0 to 1 that spreads the waits ("full jitter" on the upper half of an exponential
     backoff). `Retry-After` is obeyed within reason. A reply that could not be parsed is asked for once more, since
-    it may have been billed; a recording that lacks a step ends the search, since no other provider was recorded.
+    it may have been billed; a recording that lacks a step ends the search, since no other provider was recorded. A
+    provider whose circuit is open is passed over at once; the last of the list is waited for.
     """
     onwards = NextChoice() if more_choices else GiveUp()
     if failure.kind == "not_covered":
         return GiveUp()
+    if failure.kind == "circuit_open" and more_choices:
+        return onwards
     tries = min(retries, 1) if failure.kind == "unparsable" else retries if failure.retryable else 0
     if attempt > tries:
         return onwards

@@ -61,6 +61,7 @@ class Claimed:
     asks: bool
     """Whether a question that the graph asked is open: then nothing is driven until it is answered."""
     seconds_left: float | None
+    limit_seconds: int | None
 
 
 async def claim(
@@ -153,6 +154,7 @@ async def _look(session: AsyncSession, run: ProjectRun, project: Project, config
         degraded=bool(degraded),
         asks=bool(asked),
         seconds_left=left,
+        limit_seconds=run.limit_seconds,
     )
 
 

@@ -25,14 +25,15 @@ from backend.adapters.db.checkpointer.retention import thin
 from backend.adapters.db.commit import Fence
 from backend.adapters.db.engine import Sessions
 from backend.adapters.db.projection import Rows
-from backend.domain.config import OnExceed
+from backend.domain import gates
+from backend.domain.budget import BudgetReached, Limit
 from backend.domain.graph import RECURSION_LIMIT
 from backend.domain.ports import Bell, Held, StepFailed
 from backend.domain.run import Request, RunStatus
 from backend.engine import claims
 from backend.engine.claims import Claimed, interrupt_key
 from backend.engine.context import Seats, Workbenches, context_of
-from backend.engine.journal import Books, Transport
+from backend.engine.journal import Books, Transport, warn_of_time
 from backend.engine.leases import Heartbeat, Lease
 from backend.engine.leftovers import Leftovers
 from backend.engine.loader import Graphs
@@ -173,9 +174,18 @@ class Slice:
     def _timers(self) -> list[asyncio.TimerHandle]:
         loop = asyncio.get_running_loop()
         timers = [loop.call_later(self._executor.settings.slice_seconds, self._lease.hold, "slice")]
-        if self._claimed.seconds_left is not None:
-            timers.append(loop.call_later(max(0.0, self._claimed.seconds_left), self._lease.hold, "seconds"))
+        left, limit = self._claimed.seconds_left, self._claimed.limit_seconds
+        if left is not None and limit is not None:
+            timers.append(loop.call_later(max(0.0, left), self._lease.hold, "seconds"))
+            for share in self._claimed.facts.config.budget.warn_at:
+                timers.append(loop.call_later(max(0.0, left - limit * (1 - share)), self._warn_of_time, share, limit))
         return timers
+
+    def _warn_of_time(self, share: float, limit: int) -> None:
+        """Tell once that a share of the run's time is used up, whichever slice comes to it."""
+        task = asyncio.ensure_future(warn_of_time(self._books, share, limit))
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
 
     # --- driving ---------------------------------------------------------------------------------------------------
 
@@ -190,7 +200,8 @@ class Slice:
         try:
             return await self._watch(driving)
         finally:
-            cut = lease.reason == "stop" or lease.lost
+            # After its time a run waits for nothing: a call in flight is booked at its ceiling.
+            cut = lease.reason in {"stop", "seconds"} or lease.lost
             driving.cancel()
             await asyncio.wait([driving], timeout=STOP_SECONDS if cut else None)
             if driving.done() and not driving.cancelled():
@@ -307,7 +318,8 @@ class Slice:
             await self._finish(self._ended)
             return False
         if isinstance(why, LimitReached):
-            return await self._pass_budget_gate(str(why))
+            limit = why.limit if isinstance(why, BudgetReached) else Limit("run", "all", "tokens")
+            return await self._pass_budget_gate(str(why), limit)
         if why is None or isinstance(why, Held | GraphDrained):
             return await self._hold()
         return await self._fail(why)
@@ -318,7 +330,7 @@ class Slice:
             await self._end(_End(RunStatus.STOPPED_USER, "stopped_by_person", claims.STOPPED))
         elif reason == "seconds":
             return await self._pass_budget_gate(
-                f"The run has worked for its {self._claimed.facts.config.budget.seconds} seconds.", "seconds"
+                f"The run has worked for its {self._claimed.limit_seconds} seconds.", Limit("run", "all", "seconds")
             )
         elif self._asked or self._interrupts:
             return await self._wait()
@@ -343,16 +355,19 @@ class Slice:
         await self._end(_End(RunStatus.FAILED, "no_verdict", message))
         return False
 
-    async def _pass_budget_gate(self, message: str, unit: str = "") -> bool:
+    async def _pass_budget_gate(self, message: str, limit: Limit) -> bool:
         budget = self._claimed.facts.config.budget
-        degrade = budget.on_exceed is OnExceed.DEGRADE and not self._books.degraded and unit != "seconds"
-        await claims.tell(*self._who(), "budget.exceeded", {"reason": message, "on_exceed": str(budget.on_exceed)})
-        if degrade and budget.degrade_to is not None:
+        # A cheaper model wins no time.
+        verdict = gates.budget(budget, message, degraded=self._books.degraded or limit.unit == "seconds")
+        told = {"scope": limit.scope, "name": limit.name, "unit": limit.unit, "decision": str(verdict.decision)}
+        told |= {"reason": message, "on_exceed": str(budget.on_exceed)}
+        await claims.tell(*self._who(), "budget.exceeded", told)
+        if verdict.decision is gates.Decision.DEGRADE:
             self._books.degraded = True
             await claims.tell(*self._who(), "budget.degraded", {"model": budget.degrade_to})
             return True
-        if budget.on_exceed is OnExceed.PAUSE:
-            await claims.pause(*self._who(), reason="budget", question=_budget_question(message), **self._ttl())
+        if verdict.decision is gates.Decision.PAUSE:
+            await claims.pause(*self._who(), reason="budget", question=_budget_question(message, limit), **self._ttl())
         else:
             await self._end(_End(RunStatus.STOPPED_BUDGET, "budget", message))
         return False
@@ -407,9 +422,10 @@ def _end_of(why: BaseException) -> _End:
     return _End(RunStatus.FAILED, "node_error", f"A node failed with {said}. Look at the worker's log, then retry.")
 
 
-def _budget_question(message: str) -> dict[str, Any]:
-    text = f"{message} Answer by how much the limit is to grow (`1.50 usd`, `20000 tokens`, `600 seconds`), or `stop`."
-    return {"key": f"budget/{time.time_ns()}", "text": text}
+def _budget_question(message: str, limit: Limit) -> dict[str, Any]:
+    example = {"usd": "1.50 usd", "tokens": "20000 tokens", "seconds": "600 seconds"}[limit.unit]
+    text = f"{message} Answer by how much the limit of {limit.whose} is to grow (`{example}`), or `stop`."
+    return {"key": limit.key(time.time_ns()), "text": text}
 
 
 def _as_text(value: Any) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import logging
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -26,6 +27,7 @@ from backend.adapters.db.checkpointer import LeaseLost
 from backend.adapters.db.checkpointer.sending import fetch
 from backend.adapters.db.projection import mended
 from backend.adapters.llm.prices import price
+from backend.domain.budget import breach
 from backend.domain.config import RunConfig
 from backend.domain.event import EVENT_TYPES
 from backend.domain.ids import task_id
@@ -45,9 +47,10 @@ from backend.domain.model_choice import choices
 from backend.domain.ports import StepFailed, Visit
 from backend.domain.retry import NextChoice, Retry, decide
 from backend.engine.leases import Lease
-from backend.errors import LimitReached, Unavailable
+from backend.errors import CompanyError, Unavailable
 from backend.operations.ledger import CANCELLED
 
+_log = logging.getLogger(__name__)
 _MARKS = frozenset({"usage_estimated", "recorded_cost_usd"})
 """What the gateway says of a reply beside it, and people want to find again."""
 
@@ -70,7 +73,7 @@ class Transport(Protocol):
         ...
 
     async def admit(self, choice: Choice, config: RunConfig) -> None:
-        """Return once the provider may be asked."""
+        """Return once the provider may be asked; raises `CallFailed` while it does not answer, and nothing is sent."""
         ...
 
     async def send(self, choice: Choice, request: ModelRequest, position: Position, config: RunConfig) -> Exchange:
@@ -150,22 +153,13 @@ class Journal:
         listed = choices(books.config, request, degraded_to=degraded_to)
         place, tries = 0, 0
         while True:
-            choice = listed[place]
-            await books.lease.patient(books.transport.admit(choice, books.config))
-            tried, tries = tried + 1, tries + 1
-            attempt = Attempt(
-                position=position,
-                number=tried,
-                role=str(request.role),
-                choice=choice,
-                quote=books.transport.quote(choice, request, books.config),
-                request_hash=hashed,
-                prompt_hash=request.prompt_hash,
-                task_id=task_id(books.lease.fence.run_id, position.task_key) if position.task_key else None,
-                request=written,
-            )
+            choice, tries = listed[place], tries + 1
             try:
-                exchange = await self._shielded(request, attempt)
+                await books.lease.patient(books.transport.admit(choice, books.config))
+                tried += 1
+                exchange = await self._shielded(
+                    request, self._attempt(request, position, tried, choice, hashed, written)
+                )
             except CallFailed as failure:
                 retries = books.config.models.providers[choice.provider].retries
                 decision = decide(
@@ -183,6 +177,28 @@ class Journal:
                     raise _given_up(failure, choice) from failure
             else:
                 return reply_of(_response(exchange), choice.provider, exchange.model)
+
+    def _attempt(
+        self,
+        request: ModelRequest,
+        position: Position,
+        number: int,
+        choice: Choice,
+        hashed: str,
+        written: Mapping[str, Any],
+    ) -> Attempt:
+        books = self._books
+        return Attempt(
+            position=position,
+            number=number,
+            role=str(request.role),
+            choice=choice,
+            quote=books.transport.quote(choice, request, books.config),
+            request_hash=hashed,
+            prompt_hash=request.prompt_hash,
+            task_id=task_id(books.lease.fence.run_id, position.task_key) if position.task_key else None,
+            request=written,
+        )
 
     async def _shielded(self, request: ModelRequest, attempt: Attempt) -> Exchange:
         """Reserve, send and book; once sent, only a stop cuts it, whatever becomes of the node."""
@@ -204,7 +220,7 @@ class Journal:
         if not row["fenced"]:
             raise LeaseLost("The run has another owner.")
         if row["call"] is None:
-            raise LimitReached(_breach(json.loads(row["breaches"]), attempt), code="budget")
+            raise breach(json.loads(row["breaches"])[0], unpriced=_unpriced(attempt))
         reserved: UUID = row["call"]
         return reserved
 
@@ -274,6 +290,19 @@ class Journal:
         if not row["fenced"]:
             raise LeaseLost("The run has another owner.")
         books.wake()
+
+
+async def warn_of_time(books: Books, share: float, limit: int) -> None:
+    """Record once a share and limit that a share of the run's working time is used up; never raises."""
+    fence = books.lease.fence
+    identity = uuid5(fence.run_id, f"warned/seconds/{share}/{limit}")
+    told = {"scope": "run", "name": "all", "unit": "seconds", "share": share, "spent": share * limit, "limit": limit}
+    try:
+        await fetch(books.pool, *calls.note(fence, identity, "budget.warned", told, books.instance))
+    except (CompanyError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        _log.warning("A warning of the run's time was not recorded: %s", error)
+        return
+    books.wake()
 
 
 def request_hash(request: ModelRequest) -> str:
@@ -377,21 +406,11 @@ def _events(attempt: Attempt, outcome: Outcome) -> list[tuple[str, dict[str, Any
     return listed
 
 
-def _breach(breaches: Sequence[Mapping[str, Any]], attempt: Attempt) -> str:
-    first = breaches[0]
-    whose = {"run": "the run", "run_role": f"the role {first['name']}", "project": "the project"}.get(
-        first["scope"], f"the month {first['name']}"
-    )
-    if attempt.quote.usd is None and first["unit"] == "usd":
-        return (
-            f"Nothing prices the model {attempt.choice.model} of provider {attempt.choice.provider}, so the limit in "
-            f"USD of {whose} could not be kept: set models.prices.{attempt.choice.model}."
-        )
-    left = Decimal(str(first["most"])) - Decimal(str(first["spent"])) - Decimal(str(first["held"]))
-    return (
-        f"The next call may need {first['wanted']} {first['unit']}, but of the {first['most']} {first['unit']} of "
-        f"{whose} only {max(Decimal(0), left)} are left: raise the limit and retry."
-    )
+def _unpriced(attempt: Attempt) -> str | None:
+    if attempt.quote.usd is not None:
+        return None
+    model, provider = attempt.choice.model, attempt.choice.provider
+    return f"Nothing prices the model {model} of provider {provider}: set models.prices.{model}."
 
 
 def _given_up(failure: CallFailed, choice: Choice) -> Exception:

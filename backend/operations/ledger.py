@@ -10,7 +10,9 @@ from sqlalchemy import func, select, text, tuple_
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from backend.adapters.db.tables import Budget, ModelCall, Project, ProjectRun
+from backend.domain.budget import Limit
 from backend.domain.config import RunConfig
+from backend.errors import Fault, Invalid
 from backend.operations import events
 
 LOST = "The worker died while the call was in flight; the provider may have billed it, so its ceiling is booked."
@@ -29,8 +31,7 @@ _OPEN_MONTH = text(
     " (clock_timestamp() + interval '1 day') AT TIME ZONE 'UTC']) d) m LEFT JOIN model_calls c ON c.tenant_id = t.id"
     " AND c.created_at AT TIME ZONE 'UTC' >= m.first AND c.created_at AT TIME ZONE 'UTC' < m.first + interval '1 month'"
     " WHERE t.id = :tenant AND t.monthly_budget_usd IS NOT NULL GROUP BY t.id, m.name"
-    " ON CONFLICT (scope, owner_id, name) DO UPDATE SET limit_usd = EXCLUDED.limit_usd"
-    " WHERE budgets.limit_usd IS DISTINCT FROM EXCLUDED.limit_usd"
+    " ON CONFLICT DO NOTHING"
 )
 
 
@@ -41,6 +42,25 @@ async def open_budgets(session: AsyncSession, run: ProjectRun, config: RunConfig
             values = {"tenant": run.tenant_id, "run": run.id, "role": str(role), "tokens": cap.tokens, "usd": cap.usd}
             await session.execute(_OPEN_ROLE, values)
     await session.execute(_OPEN_MONTH, {"tenant": run.tenant_id})
+
+
+async def raise_limit(session: AsyncSession, run: ProjectRun, limit: Limit, amount: Decimal) -> None:
+    """Let one limit grow; the caller holds the run's row lock. Raises `Invalid` where there is no such limit."""
+    owner = {"run_role": run.id, "project": run.project_id, "tenant_month": run.tenant_id}.get(limit.scope)
+    limited: ProjectRun | Budget | None = run
+    if owner is not None:
+        limited = await session.scalar(
+            select(Budget)
+            .where(Budget.scope == limit.scope, Budget.owner_id == owner, Budget.name == limit.name)
+            .with_for_update(key_share=True)
+            .execution_options(populate_existing=True)
+        )
+    current = getattr(limited, f"limit_{limit.unit}", None)
+    if current is None:
+        right = f"a unit that {limit.whose} has a limit in"
+        raise Invalid(f"{limit.whose.capitalize()} has no limit in {limit.unit}.", faults=[Fault("/answer", right)])
+    grown = current + amount
+    setattr(limited, f"limit_{limit.unit}", grown if limit.unit == "usd" else int(grown))
 
 
 async def settle_lost(session: AsyncSession, run: ProjectRun) -> Sequence[UUID]:

@@ -9,12 +9,12 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from backend.adapters.db.engine import ring_after_commit
 from backend.adapters.db.tables import ProjectRun, Question
-from backend.domain.budget import Raise, read_raise
+from backend.domain.budget import Limit, limit_asked_for, read_raise
 from backend.domain.ids import DEFAULT_TENANT
 from backend.domain.question import QuestionKind, QuestionStatus
 from backend.domain.run import RunStatus
 from backend.errors import Conflict, Fault, Invalid
-from backend.operations import events, pages, runs
+from backend.operations import events, ledger, pages, runs
 
 VIEW = pages.View(Question, leave_out=frozenset({"tenant_id"}))
 MAX_ANSWER = 20_000
@@ -54,7 +54,9 @@ async def answer(
         who = f" by {question.answered_by}" if question.answered_by else ""
         raise Conflict(f"The question {question.key} is already {question.status}{who}; it is answered once.")
     chosen = _choose(question, text)
-    raised = read_raise(chosen) if question.kind == QuestionKind.BUDGET and chosen != STOP else None
+    limit = limit_asked_for(question.key)
+    is_raise = question.kind == QuestionKind.BUDGET and chosen != STOP
+    raised = read_raise(chosen, limit.unit if limit is not None else None) if is_raise else None
     question.status, question.answer, question.answered_by = QuestionStatus.ANSWERED, chosen, by
     question.answered_at = func.clock_timestamp()
     events.record(session, run, "question.answered", {"key": question.key, "kind": question.kind, "by": by})
@@ -63,7 +65,8 @@ async def answer(
         await runs.stop(session, run.id, by=by, tenant_id=tenant_id)
         return question
     if raised is not None:
-        _raise_limit(run, raised)
+        asked = limit or Limit("run", "all", raised.unit)
+        await ledger.raise_limit(session, run, Limit(asked.scope, asked.name, raised.unit), raised.amount)
     await _go_on(session, run, question)
     return question
 
@@ -80,19 +83,6 @@ def _choose(question: Question, text: str) -> str:
         right = "one of: " + ", ".join(options.values())
         raise Invalid(f"The answer to {question.key} is {right}.", faults=[Fault("/answer", right)])
     return options.get(text.casefold(), text)
-
-
-def _raise_limit(run: ProjectRun, by: Raise) -> None:
-    current = {"usd": run.limit_usd, "tokens": run.limit_tokens, "seconds": run.limit_seconds}[by.unit]
-    if current is None:
-        right = "a unit that the run has a limit in"
-        raise Invalid(f"Run {run.number} has no limit in {by.unit}.", faults=[Fault("/answer", right)])
-    if by.unit == "usd":
-        run.limit_usd = current + by.amount
-    elif by.unit == "tokens":
-        run.limit_tokens = int(current + by.amount)
-    else:
-        run.limit_seconds = int(current + by.amount)
 
 
 async def _go_on(session: AsyncSession, run: ProjectRun, answered: Question) -> None:

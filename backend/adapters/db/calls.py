@@ -18,7 +18,8 @@ from backend.domain.model import Choice, Position, Quote, Usage
 
 _RUN = (
     "id, tenant_id, project_id, correlation_id, event_seq, limit_tokens, limit_usd, reserved_tokens, reserved_usd,"
-    " spent_tokens_input + spent_tokens_output AS spent_tokens, spent_usd"
+    " spent_tokens_input + spent_tokens_output AS spent_tokens, spent_usd, limit_seconds, spent_seconds,"
+    " lease_expires_at"
 )
 _SCOPES = (
     "(b.scope = 'run_role' AND b.owner_id = f.id AND b.name = {role})"
@@ -58,17 +59,18 @@ class Outcome:
 def reserve(fence: Fence, attempt: Attempt) -> tuple[str, list[Any]]:
     """Hold the worst case and write the call down; the row says `call` (its id) or `breaches`."""
     statement = _fenced(fence)
+    worked = _WORKED.format(ttl=statement.arg(fence.lease_seconds, "double precision"))
     tokens = statement.arg(attempt.quote.tokens, "bigint")
     usd = statement.arg(attempt.quote.usd or Decimal(0), "numeric")
     unpriced = statement.arg(attempt.quote.usd is None, "boolean")
     role = statement.arg(attempt.role, "text")
     scopes = _SCOPES.format(role=role, at="clock_timestamp()")
     statement.part("held", f"SELECT b.* FROM budgets b, fence f WHERE {scopes} ORDER BY b.id FOR NO KEY UPDATE OF b")
-    statement.part("limits", _LIMITS.format(tokens=tokens, usd=usd))
+    statement.part("limits", _LIMITS.format(tokens=tokens, usd=usd, worked=worked))
     statement.part(
         "breach",
         "SELECT * FROM limits WHERE most IS NOT NULL"
-        f" AND (spent + held + wanted > most OR (unit = 'usd' AND {unpriced}))",
+        f" AND (spent + held + wanted > most OR (unit = 'usd' AND {unpriced}) OR (unit = 'seconds' AND spent >= most))",
     )
     statement.part("go", "SELECT * FROM fence WHERE NOT EXISTS (SELECT FROM breach)")
     grow = f"reserved_tokens = t.reserved_tokens + {tokens}, reserved_usd = t.reserved_usd + {usd}"
@@ -82,10 +84,17 @@ def reserve(fence: Fence, attempt: Attempt) -> tuple[str, list[Any]]:
     return statement.text(final), statement.args
 
 
+_WORKED = (
+    "(spent_seconds + greatest(0, coalesce(extract(epoch FROM clock_timestamp() - lease_expires_at"
+    " + make_interval(secs => {ttl})), 0))::numeric)"
+)
+"""The run's working time at this moment: what heartbeats booked, and the time since the last one."""
+
 _LIMITS = (
     "SELECT 'run' AS scope, 'all' AS name, 'tokens' AS unit, spent_tokens::numeric AS spent,"
     " reserved_tokens::numeric AS held, {tokens}::numeric AS wanted, limit_tokens::numeric AS most FROM fence"
     " UNION ALL SELECT 'run', 'all', 'usd', spent_usd, reserved_usd, {usd}, limit_usd FROM fence"
+    " UNION ALL SELECT 'run', 'all', 'seconds', round({worked}, 3), 0, 0, limit_seconds FROM fence"
     " UNION ALL SELECT scope, name, 'tokens', spent_tokens, reserved_tokens, {tokens}, limit_tokens FROM held"
     " UNION ALL SELECT scope, name, 'usd', spent_usd, reserved_usd, {usd}, limit_usd FROM held"
 )
@@ -152,6 +161,10 @@ def settle(
         f" AND c.status = 'reserved' AND c.lease_epoch = {statement.arg(fence.epoch, 'bigint')}"
         " RETURNING c.role, c.created_at, c.reserved_tokens, c.reserved_usd, c.tokens_cached",
     )
+    scopes = _SCOPES.format(role="c.role", at="c.created_at")
+    statement.part(
+        "beside", f"SELECT b.* FROM budgets b, fence f, called c WHERE {scopes} ORDER BY b.id FOR NO KEY UPDATE OF b"
+    )
     statement.part("told(n, type, payload)", _told(statement, events, shares, f"{spent_in} + {spent_out}", usd))
     _book(statement, spent_in=spent_in, spent_out=spent_out, usd=usd)
     _log(statement, instance)
@@ -171,10 +184,13 @@ def _told(
     marks = statement.arg([Decimal(str(share)) for share in shares], "numeric[]")
     return (
         f"SELECT e.n, e.type, e.payload FROM called, unnest({types}, {payloads}) WITH ORDINALITY AS e(type, payload, n)"
-        " UNION ALL SELECT 1000, 'budget.warned', jsonb_build_object('unit', u.unit, 'share', s.share, 'spent',"
-        f" u.after, 'limit', u.most) FROM called, unnest({marks}) AS s(share), fence f, LATERAL (VALUES"
-        f" ('tokens', f.spent_tokens::numeric, (f.spent_tokens + {tokens})::numeric, f.limit_tokens::numeric),"
-        f" ('usd', f.spent_usd, f.spent_usd + {usd}, f.limit_usd)) AS u(unit, before, after, most)"
+        " UNION ALL SELECT 1000, 'budget.warned', jsonb_build_object('scope', l.scope, 'name', l.name, 'unit', u.unit,"
+        f" 'share', s.share, 'spent', u.after, 'limit', u.most) FROM called, unnest({marks}) AS s(share),"
+        " (SELECT 'run' AS scope, 'all' AS name, spent_tokens, limit_tokens, spent_usd, limit_usd FROM fence"
+        " UNION ALL SELECT scope, name, spent_tokens, limit_tokens, spent_usd, limit_usd FROM beside) l,"
+        " LATERAL (VALUES"
+        f" ('tokens', l.spent_tokens::numeric, (l.spent_tokens + {tokens})::numeric, l.limit_tokens::numeric),"
+        f" ('usd', l.spent_usd, l.spent_usd + {usd}, l.limit_usd)) AS u(unit, before, after, most)"
         " WHERE u.before < u.most * s.share AND u.after >= u.most * s.share"
     )
 
@@ -190,12 +206,11 @@ def _book(statement: Statement, *, spent_in: str, spent_out: str, usd: str) -> N
         " event_seq = r.event_seq + (SELECT count(*) FROM told) FROM fence f, called c WHERE r.id = f.id"
         " RETURNING r.id, r.tenant_id, r.project_id, r.correlation_id, r.event_seq",
     )
-    scopes = _SCOPES.format(role="c.role", at="c.created_at")
     statement.part(
         "also_booked",
         f"UPDATE budgets b SET spent_tokens = b.spent_tokens + {spent_in} + {spent_out},"
         f" spent_usd = b.spent_usd + {usd}, reserved_tokens = greatest(0, b.reserved_tokens - c.reserved_tokens),"
-        f" reserved_usd = greatest(0, b.reserved_usd - c.reserved_usd) FROM fence f, called c WHERE {scopes}",
+        " reserved_usd = greatest(0, b.reserved_usd - c.reserved_usd) FROM beside, called c WHERE b.id = beside.id",
     )
     statement.part(
         "project_booked",

@@ -15,6 +15,7 @@ from typing import Any
 from pydantic import SecretStr
 
 from backend.adapters.llm import chat_models
+from backend.adapters.llm.circuits import Circuits
 from backend.adapters.llm.completion import Completion
 from backend.adapters.llm.limits import ProviderLimits
 from backend.adapters.llm.prices import price, recorded_cost
@@ -35,6 +36,7 @@ class Gateway:
     ) -> None:
         redis_url: SecretStr | None = settings.redis_url if settings is not None else None
         self._limits = ProviderLimits(redis_url.get_secret_value() if redis_url is not None else None)
+        self.circuits = Circuits()
         self._providers = OpenAIProviders(key, largest_reply=largest_reply)
         self._replay = ReplayProvider(Recordings(settings.home if settings is not None else None))
         self._ratios: dict[tuple[str, str, str], estimate.Ratio] = {}
@@ -59,7 +61,8 @@ class Gateway:
     async def admit(self, choice: Choice, config: RunConfig) -> None:
         """Return once the provider's rate limit lets one more call through; may be cancelled at any time.
 
-        Waited for before anything is reserved, so that a call that only waits holds nobody's budget.
+        Raises `CallFailed` of kind `circuit_open` while the provider is left alone since it did not answer. Waited for
+        before anything is reserved, so that a call that only waits holds nobody's budget.
         """
         provider = config.models.providers[choice.provider]
         if provider.kind != "replay":
@@ -67,6 +70,7 @@ class Gateway:
                 await asyncio.to_thread(chat_models.load)
                 self._loaded = True
             await self._limits.wait(provider)
+            self.circuits.admit(choice.provider, provider)
 
     async def send(
         self,
@@ -91,7 +95,12 @@ class Gateway:
         if config.budget.usd is not None and price(config, choice.provider, choice.model) is None:
             raise CallFailed("refused", unpriced(choice.provider, choice.model))
         began = time.monotonic()
-        heard = await self._providers.call(choice, provider, request, position, on_token)
+        try:
+            heard = await self._providers.call(choice, provider, request, position, on_token)
+        except CallFailed as failure:
+            self.circuits.failed(provider, failure)
+            raise
+        self.circuits.answered(provider)
         seconds = time.monotonic() - began
         if heard.usage is None:
             guessed = _guess(request, heard.completion)

@@ -132,5 +132,6 @@ def usage_from(said: Any) -> Usage | None:
 
 
 def _count(said: Any) -> int | None:
-    whole = isinstance(said, int) and not isinstance(said, bool)
-    return said if whole and 0 <= said <= _LARGEST_COUNT else None
+    if isinstance(said, bool) or not isinstance(said, int | float) or not 0 <= said <= _LARGEST_COUNT:
+        return None
+    return int(said) if said == int(said) else None  # some servers count in floats

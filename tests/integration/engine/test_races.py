@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
+
+import pytest
 
 from backend.adapters.db.commit import Fence
+from backend.domain.budget import BudgetReached
 from backend.domain.model import ModelReply, ModelRequest
 from backend.domain.ports import Visit
 from backend.domain.role import Role
@@ -13,8 +20,8 @@ from backend.engine import claims
 from backend.engine.journal import Books, Journal
 from backend.engine.leases import Lease
 from backend.engine.reaper import Reaper
-from backend.errors import LimitReached
-from backend.operations import runs
+from backend.errors import Invalid, LimitReached
+from backend.operations import questions, runs
 from tests.integration.engine.conftest import Company
 
 
@@ -43,6 +50,137 @@ async def test_two_hundred_parallel_calls_never_pass_a_limit(company: Company) -
     assert cap["reserved_tokens"] == 0
     assert cap["spent_tokens"] <= cap["limit_tokens"]
     assert await company.pool.fetch("SELECT * FROM v_ledger_check") == []
+
+
+async def _books(company: Company, run_id: UUID) -> Books:
+    claimed = await claims.claim(company.sessions, company.bell, run_id, owner="test", lease_seconds=60, max_claims=5)
+    assert claimed is not None
+    fence = Fence(run_id, claimed.epoch, 60)
+    lease = Lease(fence, "test", asyncio.get_running_loop(), time.monotonic() + 60)
+    return Books(company.pool, lease, claimed.facts.config, company.transport, "test")
+
+
+async def _ask(books: Books, number: int) -> ModelReply:
+    request = ModelRequest(Role.LEAD, ({"role": "user", "content": "x"},))
+    return await Journal(books, Visit("work", number)).ask(request)
+
+
+SCOPES = pytest.mark.parametrize(
+    ("scope", "name"), [("run_role", "lead"), ("project", "all"), ("tenant_month", None)], ids=lambda said: str(said)
+)
+
+
+async def _limit(company: Company, run_id: UUID, scope: str, name: str | None, unit: str, most: Any) -> None:
+    owner = {"run_role": "id", "project": "project_id", "tenant_month": "tenant_id"}[scope]
+    await company.pool.execute(
+        f"INSERT INTO budgets (scope, owner_id, name, limit_{unit}) SELECT $2, {owner},"
+        " coalesce($3, to_char(now() AT TIME ZONE 'UTC', 'YYYY-MM')), $4 FROM project_runs WHERE id = $1",
+        run_id,
+        scope,
+        name,
+        most,
+    )
+
+
+@SCOPES
+@pytest.mark.parametrize(("unit", "most", "each"), [("tokens", 3_050, 300), ("usd", Decimal("0.0205"), "0.002")])
+async def test_two_hundred_parallel_calls_never_pass_a_limit_beside_the_run(
+    company: Company, scope: str, name: str | None, unit: str, most: Any, each: Any
+) -> None:
+    run_id = await company.run()
+    await _limit(company, run_id, scope, name, unit, most)
+    books = await _books(company, run_id)
+    company.transport.gate.clear()
+    asking = [asyncio.create_task(_ask(books, number)) for number in range(200)]
+    await company.until(lambda: sum(task.done() for task in asking) == 190)
+    held = await company.pool.fetchval(f"SELECT reserved_{unit} FROM budgets")
+    assert held == 10 * Decimal(each)
+    company.transport.gate.set()
+    answered = await asyncio.gather(*asking, return_exceptions=True)
+    refused = [one for one in answered if isinstance(one, BudgetReached)]
+    assert (len(refused), len(company.transport.calls)) == (190, 10)
+    assert {(one.limit.scope, one.limit.unit) for one in refused} == {(scope, unit)}
+    row = await company.pool.fetchrow("SELECT * FROM budgets")
+    assert row[f"reserved_{unit}"] == 0
+    assert 0 < row[f"spent_{unit}"] <= most
+
+
+async def test_of_two_hundred_parallel_calls_none_is_sent_when_the_time_is_over(company: Company) -> None:
+    run_id = await company.run(budget={"seconds": 100})
+    books = await _books(company, run_id)
+    await company.pool.execute("UPDATE project_runs SET spent_seconds = 100 WHERE id = $1", run_id)
+    answered = await asyncio.gather(*(_ask(books, number) for number in range(200)), return_exceptions=True)
+    assert {type(one) for one in answered} == {BudgetReached}
+    assert "worked for its 100 seconds" in str(answered[0])
+    assert company.transport.calls == []
+
+
+async def test_a_call_in_flight_is_cut_when_the_time_is_over_and_booked_at_its_ceiling(company: Company) -> None:
+    run_id = await company.run(budget={"seconds": 1})
+    company.transport.gate.clear()
+    await company.executor.execute(run_id)
+    row = await company.row(run_id)
+    assert (row["status"], row["spent_tokens_input"]) == ("STOPPED_BUDGET", 200)
+    company.transport.gate.set()
+    await company.check(run_id)
+
+
+@SCOPES
+async def test_shares_of_every_limit_are_warned_of_once(company: Company, scope: str, name: str | None) -> None:
+    run_id = await company.run(budget={"warn_at": [0.25, 0.5]})
+    await _limit(company, run_id, scope, name, "tokens", 1_000)
+    books = await _books(company, run_id)
+    for number in range(5):
+        await _ask(books, number)
+    told = await company.pool.fetch("SELECT payload FROM events WHERE type = 'budget.warned' ORDER BY seq")
+    facts = [json.loads(row[0]) if isinstance(row[0], str) else row[0] for row in told]
+    assert [(fact["scope"], fact["unit"], fact["share"], fact["spent"]) for fact in facts] == [
+        (scope, "tokens", 0.25, 360),
+        (scope, "tokens", 0.5, 600),
+    ]
+
+
+async def test_shares_of_the_time_are_warned_of_once_over_slices(company: Company) -> None:
+    run_id = await company.run("hang", budget={"seconds": 2, "warn_at": [0.1, 0.5]})
+    query = (
+        "SELECT array_agg(payload ->> 'share' ORDER BY seq) FROM events"
+        " WHERE type = 'budget.warned' AND payload ->> 'unit' = 'seconds'"
+    )
+
+    async def warned() -> bool:
+        return await company.pool.fetchval(query) == ["0.1"]
+
+    first = company.worker("first", shutdown_seconds=0.1)
+    driving = asyncio.create_task(first.execute(run_id))
+    await company.until(warned)
+    first.hold_all("shutdown")
+    await driving
+    await company.executor.execute(run_id)
+    assert (await company.row(run_id))["status"] == "STOPPED_BUDGET"
+    assert await company.pool.fetchval(query) == ["0.1", "0.5"]
+
+
+@SCOPES
+async def test_the_answer_raises_the_limit_that_was_reached(company: Company, scope: str, name: str | None) -> None:
+    run_id = await company.run(budget={"usd": "5", "on_exceed": "pause"})
+    for role in ("pm", "developer", "lead") if scope == "run_role" else (name,):
+        await _limit(company, run_id, scope, role, "usd", Decimal("0.005"))
+    answers = 0
+    while (await company.row(run_id))["status"] not in {"COMPLETED", "FAILED"} and answers < 9:
+        await company.executor.execute(run_id)
+        asked = await company.pool.fetchrow("SELECT id, text FROM questions WHERE status = 'OPEN'")
+        if asked is None:
+            continue
+        answers += 1
+        with pytest.raises(Invalid, match="A limit is raised by"):
+            await company.operate(questions.answer, asked["id"], "plenty", by="ada")
+        await company.operate(questions.answer, asked["id"], "2", by="ada")
+    assert (await company.row(run_id))["status"] == "COMPLETED"
+    assert (await company.row(run_id))["limit_usd"] == 5
+    raised = await company.pool.fetchval("SELECT count(*) FROM budgets WHERE limit_usd = 2.005")
+    assert raised == answers > 0
+    assert len(company.transport.calls) == 16
+    await company.check(run_id)
 
 
 async def test_a_question_that_is_past_due_stops_the_run_or_takes_its_default(company: Company) -> None:

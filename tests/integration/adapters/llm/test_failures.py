@@ -10,8 +10,12 @@ from typing import Any
 
 import pytest
 
+from backend import metrics
 from backend.adapters.llm.gateway import Gateway
-from backend.domain.model import FailureKind, ToolCall, Usage
+from backend.domain.circuit import FAILURES
+from backend.domain.model import CallFailed, FailureKind, ModelRequest, ToolCall, Usage
+from backend.domain.model_choice import choices
+from backend.domain.role import Role
 from tests.integration.adapters.llm.conftest import Caller
 from tests.openai_server import (
     OpenAIServer,
@@ -274,3 +278,18 @@ async def test_failures_do_not_spoil_the_calls_beside_them(caller: Caller) -> No
         ended = await asyncio.gather(*(caller.send(config, messages=m) for m in asked), return_exceptions=True)
     kinds = [getattr(end, "kind", "ok") for end in ended]
     assert kinds == ["ok", "server_error", "connection", "unparsable", "connection"] * 10
+
+
+async def test_a_provider_that_does_not_answer_is_left_alone_and_a_refusal_is_an_answer(caller: Caller) -> None:
+    broken = [error(500)] * (FAILURES - 1)
+    with OpenAIServer([*broken, error(400), *broken, error(500)]) as server:
+        config = caller.config(server)
+        choice = choices(config, ModelRequest(Role.PM, ()))[0]
+        for _ in range(2 * FAILURES):
+            await caller.gateway.admit(choice, config)
+            await caller.failure(config)
+        with pytest.raises(CallFailed, match="left alone") as caught:
+            await caller.gateway.admit(choice, config)
+        assert len(server.requests) == 2 * FAILURES
+    assert (caught.value.kind, caught.value.retryable, caught.value.billed) == ("circuit_open", True, None)
+    assert f'company_provider_circuit_open{{provider="127.0.0.1:{server.port}"}} 1.0' in metrics.snapshot()

@@ -1,0 +1,114 @@
+"""Limits that outlive a run: of a project in all, and of the tenant's calendar month (UTC)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from backend.domain.ids import DEFAULT_TENANT
+from backend.errors import Conflict
+from backend.operations import projects
+
+_MONTH = text("SELECT to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM')")
+_HOLD = text(
+    "SELECT id FROM project_runs WHERE tenant_id = :tenant AND (:scope = 'tenant_month' OR project_id = :owner)"
+    " AND (status = 'RUNNING' OR reserved_tokens > 0 OR reserved_usd > 0) ORDER BY id FOR NO KEY UPDATE"
+)
+_OPEN = text(
+    "INSERT INTO budgets (tenant_id, scope, owner_id, name, spent_tokens, spent_usd, reserved_tokens, reserved_usd)"
+    " SELECT :tenant, :scope, :owner, :name, coalesce(sum(tokens_input + tokens_output), 0),"
+    " coalesce(sum(cost_usd), 0), coalesce(sum(reserved_tokens) FILTER (WHERE status = 'reserved'), 0),"
+    " coalesce(sum(reserved_usd) FILTER (WHERE status = 'reserved'), 0) FROM model_calls"
+    " WHERE tenant_id = :tenant AND CASE WHEN :scope = 'project'"
+    " THEN run_id IN (SELECT id FROM project_runs WHERE project_id = :owner)"
+    " ELSE to_char(created_at AT TIME ZONE 'UTC', 'YYYY-MM') = :name END ON CONFLICT DO NOTHING"
+)
+_HELD = text(
+    "SELECT coalesce(reserved_tokens > :tokens, false) OR coalesce(reserved_usd > :usd, false) FROM budgets"
+    " WHERE scope = :scope AND owner_id = :owner AND name = :name FOR NO KEY UPDATE"
+)
+_SET = text(
+    "UPDATE budgets SET limit_tokens = :tokens, limit_usd = :usd"
+    " WHERE scope = :scope AND owner_id = :owner AND name >= :name"
+)
+"""Of a month: also what is opened already of the next one."""
+_STANDING = text("UPDATE tenants SET monthly_budget_usd = :usd WHERE id = :tenant")
+_SHOWN = text(
+    "SELECT name, limit_tokens, limit_usd, spent_tokens, spent_usd, reserved_tokens, reserved_usd FROM budgets"
+    " WHERE scope = :scope AND owner_id = :owner AND name = :name"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What may be spent in all; None is no limit of that kind."""
+
+    tokens: int | None = None
+    usd: Decimal | None = None
+
+
+async def of_project(session: AsyncSession, project_id: UUID, *, tenant_id: UUID = DEFAULT_TENANT) -> dict[str, Any]:
+    """The project's limits with what is spent and held; raises `NotFound`."""
+    await projects.get(session, project_id, tenant_id=tenant_id)
+    return await _shown(session, "project", project_id, "all")
+
+
+async def of_month(session: AsyncSession, *, tenant_id: UUID = DEFAULT_TENANT) -> dict[str, Any]:
+    """The limits of this month with what is spent and held."""
+    return await _shown(session, "tenant_month", tenant_id, str(await session.scalar(_MONTH)))
+
+
+async def limit_project(
+    session: AsyncSession, project_id: UUID, limits: Limits, *, tenant_id: UUID = DEFAULT_TENANT
+) -> dict[str, Any]:
+    """Set what all runs of a project may spend together, what they have spent included.
+
+    Counts from the next call on, of a run on its way too. Raises `NotFound`, and `Conflict` when calls in flight hold
+    more than the new limit.
+    """
+    await projects.get(session, project_id, tenant_id=tenant_id)
+    await _limit(session, {"tenant": tenant_id, "scope": "project", "owner": project_id, "name": "all"}, limits)
+    return await _shown(session, "project", project_id, "all")
+
+
+async def limit_month(session: AsyncSession, limits: Limits, *, tenant_id: UUID = DEFAULT_TENANT) -> dict[str, Any]:
+    """Set what all runs may spend in this calendar month (UTC); the limit in USD stands for the months that follow too.
+
+    Raises `Conflict` when calls in flight hold more than the new limit.
+    """
+    month = str(await session.scalar(_MONTH))
+    await _limit(session, {"tenant": tenant_id, "scope": "tenant_month", "owner": tenant_id, "name": month}, limits)
+    await session.execute(_STANDING, {"tenant": tenant_id, "usd": limits.usd})
+    return await _shown(session, "tenant_month", tenant_id, month)
+
+
+async def _limit(session: AsyncSession, which: dict[str, Any], limits: Limits) -> None:
+    # With the rows of the runs locked no call is reserved or settled, so that the sum misses and doubles none.
+    await session.execute(_HOLD, which)
+    await session.execute(_OPEN, which)
+    wanted = {**which, "tokens": limits.tokens, "usd": limits.usd}
+    if await session.scalar(_HELD, wanted):
+        raise Conflict("Calls in flight hold more than this limit; wait for their end, or stop the run first.")
+    await session.execute(_SET, wanted)
+
+
+async def _shown(session: AsyncSession, scope: str, owner: UUID, name: str) -> dict[str, Any]:
+    row = (await session.execute(_SHOWN, {"scope": scope, "owner": owner, "name": name})).mappings().one_or_none()
+    if row is None:
+        return {"scope": scope, "name": None, "limits": {"tokens": None, "usd": None}, "spent": None, "held": None}
+    return {
+        "scope": scope,
+        "name": row["name"],
+        "limits": {"tokens": row["limit_tokens"], "usd": _money(row["limit_usd"])},
+        "spent": {"tokens": row["spent_tokens"], "usd": _money(row["spent_usd"])},
+        "held": {"tokens": row["reserved_tokens"], "usd": _money(row["reserved_usd"])},
+    }
+
+
+def _money(amount: Decimal | None) -> str | None:
+    return None if amount is None else f"{amount:.6f}"
