@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import socket
@@ -128,6 +129,9 @@ class LoopThread:
                 asyncio.create_task(leftovers.keep_sweeping(every=_SWEEP_SECONDS)),
                 asyncio.create_task(vitals.publish(settings.redis_url.get_secret_value(), self.name)),
             ]
+            # What was imported and made so far stays: the collector need not look through it again and again.
+            gc.collect()
+            gc.freeze()
             self._ready.set()
             _log.info("The worker %s takes runs.", self.name)
             await self._stop.wait()

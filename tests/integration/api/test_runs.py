@@ -329,7 +329,7 @@ async def test_what_belongs_to_another_tenant_is_not_there(
                 json={"answer": "a", "by": "b", "reason": "r", "until": "2999-01-01T00:00:00Z"}
                 if path.endswith(("answer", "waive"))
                 else {}
-                if method in {"post", "patch"} and not path.endswith(("pause", "resume", "stop", "archive"))
+                if method in {"post", "patch", "put"} and not path.endswith(("pause", "resume", "stop", "archive"))
                 else None,
                 headers={"If-Match": '"1"'},
             )
