@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
+import typer
 from rich.console import Console
 from rich.status import Status
 from rich.text import Text
@@ -16,10 +18,11 @@ from rich.text import Text
 from backend.adapters.bus import Followers
 from backend.api.streams import Streams
 from backend.cli.place import Company
-from backend.cli.screen import screen
+from backend.cli.screen import screen, typed
 from backend.domain.question import QuestionStatus
 from backend.domain.run import ENDED, RunStatus
 from backend.operations import pages, questions, runs
+from backend.settings import Settings
 
 EXIT_CODES = {
     RunStatus.COMPLETED: 0,
@@ -30,6 +33,8 @@ EXIT_CODES = {
     RunStatus.WAITING: 7,
     RunStatus.PAUSED: 7,
 }
+INTERRUPTED = 130
+"""The exit code of a command that a signal ended, as shells have it."""
 SPEND_EVERY = 8
 """Calls between two printed lines of spend."""
 _STYLES = {"approve": "green", "pass": "green", "fail": "red", "stop": "red", "again": "yellow", "fix": "yellow"}
@@ -130,6 +135,17 @@ class Progress:
         what = "merged" if payload.get("merge") else "committed"
         task = f" for {payload['task']}" if payload.get("task") else ""
         return str(payload.get("role", "git")), f"{what} {str(payload.get('commit', ''))[:10]}{task}", "green"
+
+
+@contextmanager
+def left_alone(settings: Settings, name: str = "last") -> Iterator[None]:
+    """A signal ends what follows a run in somebody else's company, and nothing of the run."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        back = f"`{typed(settings)} watch {name}` comes back to it."
+        screen(errors=True).print(Text(f"The run is left as it is, only nobody watches it here: {back}"))
+        raise typer.Exit(INTERRUPTED) from None
 
 
 async def to_the_end(company: Company, run_id: UUID, *, after: int = 0, as_json: bool = False) -> int:

@@ -19,13 +19,11 @@ from backend.adapters.llm.replay import Recordings
 from backend.cli import follow, start
 from backend.cli.place import Company, do, prepare, reached, with_addresses
 from backend.cli.screen import screen, typed
-from backend.engine.embedded import Children, Stack, is_up, wait_for_signal
+from backend.engine.embedded import Children, Stack, api_of, is_up, wait_for_signal
 from backend.errors import Unavailable
 from backend.settings import Settings
 
 SHOWCASE = "showcase"
-INTERRUPTED = 130
-"""The exit code of a command that a signal ended, as shells have it."""
 API_SECONDS = 60.0
 """How long the api may take to answer for the first time."""
 
@@ -37,8 +35,8 @@ def up(port: int | None, workers: int) -> int:
         settings = settings.model_copy(update={"port": port})
     console = screen()
     with running(settings, workers=workers) as started:
-        console.print(Text(f"The company works at http://{started.host}:{started.port}", style="bold"))
-        console.print(Text(f"  API         http://{started.host}:{started.port}/docs"))
+        console.print(Text(f"The company works at {_api(started)}", style="bold"))
+        console.print(Text(f"  API         {_api(started)}/docs"))
         console.print(Text(f"  Database    {_shown(started)}"))
         console.print(Text(f"  Logs        {started.home / 'logs'}"))
         console.print(Text(f"  Start       {typed(settings)} run BRIEF.md --wait"))
@@ -60,25 +58,22 @@ def demo() -> int:
         code = await follow.to_the_end(company, run.id)
         facts = await start.summary(company, run.id)
         start.tell(console, facts)
-        _tell_more(console, company.settings, facts["run_id"], up=up_already)
+        _tell_more(console, company.settings, facts["run_id"], api_of(settings) if up_already else "")
         return code
 
     up_already = is_up(settings)
     if up_already:
         console.print(Text(f"A company runs in {settings.home} already and plays it."))
-        return do(work, settings)
+        with follow.left_alone(settings):
+            return do(work, settings)
     with running(settings.model_copy(update={"port": 0})) as started:
         return do(work, started)
 
 
-def _tell_more(console: Console, settings: Settings, run_id: str, *, up: bool) -> None:
+def _tell_more(console: Console, settings: Settings, run_id: str, api_url: str) -> None:
     command = typed(settings)
-    api = f"http://{settings.host}:{Settings().port}"
-    first = (
-        "The company is still up; it told its port when it came up:"
-        if up
-        else f"Start it again with `{command} up`, then:"
-    )
+    api = api_url or f"http://{settings.host}:{Settings().port}"
+    first = "The company is still up:" if api_url else f"Start it again with `{command} up`, then:"
     console.print(Text(f"\n{first}", style="bold"))
     for what, how in (
         ("Everything", f"{command} show {run_id}"),
@@ -126,12 +121,13 @@ def running(settings: Settings, *, workers: int = 1, with_api: bool = True, quie
         held.enter_context(Children(commands, environment, settings.home / "logs"))
         if with_api:
             _wait_for_api(started)
+            stack.announce(_api(started))
         spinner.stop()
         try:
             yield started
         except KeyboardInterrupt:
             console.print(Text("Ending. Nothing is lost: runs go on from where they are when the company is up again."))
-            raise typer.Exit(INTERRUPTED) from None
+            raise typer.Exit(follow.INTERRUPTED) from None
 
 
 def _port(settings: Settings) -> int:
@@ -162,6 +158,10 @@ def _wait_for_api(settings: Settings) -> None:
     raise Unavailable(
         f"The api did not come up in {API_SECONDS:.0f} s; {settings.home / 'logs' / 'api.log'} tells why."
     )
+
+
+def _api(settings: Settings) -> str:
+    return f"http://{settings.host}:{settings.port}"
 
 
 def _shown(settings: Settings) -> str:

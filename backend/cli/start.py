@@ -33,7 +33,8 @@ def run_brief(brief: str, template: str, name: str | None, patch: Patch, *, wait
         return await _run(company, brief, template, name or title_of(brief), patch, wait=wait, as_json=as_json)
 
     if attach(settings) is not None:
-        return do(work, settings)
+        with follow.left_alone(settings):
+            return do(work, settings)
     if not wait:
         raise Unavailable("No company runs here: start one with `company up`, or add --wait to run this brief alone.")
     with host.running(settings, quiet=as_json, with_api=False) as started:

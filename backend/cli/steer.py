@@ -17,6 +17,7 @@ from backend.cli.screen import screen
 from backend.domain.config import Patch
 from backend.errors import Invalid
 from backend.operations import budgets, forks, lookups, questions, repositories, runs
+from backend.settings import Settings
 
 BY = "cli"
 _VERBS = {"pause": runs.pause, "resume": runs.resume, "stop": runs.stop}
@@ -114,7 +115,9 @@ def watch(name: str, after: int, *, as_json: bool) -> int:
             run_id = await lookups.run_named(session, name)
         return await follow.to_the_end(company, run_id, after=after, as_json=as_json)
 
-    return do(work)
+    settings = Settings()
+    with follow.left_alone(settings, name):
+        return do(work, settings)
 
 
 def _say(run: ProjectRun) -> None:

@@ -260,6 +260,36 @@ def test_a_run_is_paused_resumed_and_stopped_while_it_works(up: Up) -> None:
     assert up.shell.run("watch", run_id).returncode == 6
 
 
+@pytest.mark.parametrize("words", [("watch",), ("run", "Build it.", "--wait")])
+def test_who_stops_watching_leaves_the_run_as_it_is_and_hears_how_to_come_back(up: Up, words: tuple[str, ...]) -> None:
+    if words == ("watch",):
+        up.shell.run("run", "Build it.", *up.settings("slow"))
+    watching = up.shell.start(*words, *(up.settings("slow") if "run" in words else ()))
+    assert watching.stdout is not None
+    said = watching.stdout.readline().decode()
+    watching.send_signal(signal.SIGINT)
+    said += watching.stdout.read().decode()
+    assert (watching.wait(timeout=60), "watch last` comes back to it." in said) == (130, True), said
+    assert ("Aborted" in said, "Traceback" in said) == (False, False), said
+    watching.stdout.close()
+    assert json.loads(up.shell.run("show", "--json").stdout)["status"] in {"QUEUED", "RUNNING"}
+    assert up.shell.run("stop").returncode == 0
+    assert up.shell.run("watch").returncode == 6
+
+
+def test_a_demo_in_a_company_that_is_up_points_to_its_port_however_it_ends(up: Up) -> None:
+    demo = up.shell.start("demo")
+    assert demo.stdout is not None
+    said = demo.stdout.readline().decode()
+    while said and not said.startswith("run "):
+        said = demo.stdout.readline().decode()
+    assert up.shell.run("stop").returncode == 0
+    rest = demo.stdout.read().decode()
+    linked = [line.split()[-1] for line in rest.splitlines() if line.startswith("  API ")]
+    assert (demo.wait(timeout=60), linked, "still up" in rest) == (6, [f"{up.url}/docs"], True), rest
+    demo.stdout.close()
+
+
 def _until(up: Up, run_id: str, status: str) -> None:
     until = time.monotonic() + 30
     while (seen := up.get(f"/api/runs/{run_id}")["status"]) != status:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import stat
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,6 +23,10 @@ from backend.errors import Unavailable
 LEVELS = ("bubblewrap", "namespaces", "landlock")
 _LIBRARY = str(Path(__file__).resolve().parents[3])
 _BOOT = f"import sys; sys.path.insert(0, {_LIBRARY!r}); from backend.adapters.sandbox.launcher.main import main; main()"
+_ADVICE = "Allow unprivileged user namespaces, or run on a kernel with Landlock (5.13 or newer)"
+_OPEN_THE_WAY = (
+    "Install Python and the company where every user may enter, or run it as an ordinary user with both in reach"
+)
 _FLOOD_BYTES = 64_000_000
 _GRACE_SECONDS = 20.0
 
@@ -63,9 +68,10 @@ class Sandbox:
                     return cls(level, evidence, commands=commands)
                 lacking = "; ".join(f"{what}: {seen}" for what, seen in evidence.items() if seen not in {"no", "yes"})
             reasons.append(f"{level} ({lacking})")
+        advice = _OPEN_THE_WAY if reasons == [f"landlock ({_kept_out()})"] else _ADVICE
         raise Unavailable(
-            f"No sandbox passes its self-test here: {', '.join(reasons)}. Allow unprivileged user namespaces, or run "
-            "on a kernel with Landlock (5.13 or newer); `company doctor` shows what is missing.",
+            f"No sandbox passes its self-test here: {', '.join(reasons)}. {advice}; `company doctor` shows what is "
+            "missing.",
             code="sandbox_unavailable",
         )
 
@@ -115,6 +121,17 @@ def _lacking(level: str) -> str | None:
         return "no bubblewrap program"
     if level == "landlock" and kernel.landlock_abi() < 1:
         return "the kernel offers no Landlock"
+    return _kept_out() if level == "landlock" else None
+
+
+def _kept_out() -> str | None:
+    """Say which directory keeps the user that root's commands become from the interpreter; Landlock mounts nothing."""
+    if os.geteuid() != 0:
+        return None
+    for way in (sys.executable, os.path.realpath(sys.executable)):
+        for above in reversed(Path(way).parents):
+            if not above.stat().st_mode & stat.S_IXOTH:
+                return f"root's commands run as a user of their own, who cannot enter {above} to reach {way}"
     return None
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from backend.adapters.checks.scratch import Scratch
 from backend.adapters.sandbox import Sandbox
-from backend.adapters.scanners.found import Outcome, Raw, failed
+from backend.adapters.scanners.found import Outcome, Raw, cut_short, failed, unreadable
 from backend.adapters.scanners.prepared import is_test
 from backend.domain.config import SandboxConfig
 from backend.domain.finding import Severity
@@ -32,14 +32,15 @@ async def scan(place: Scratch, texts: Sequence[str], sandbox: Sandbox, config: S
     options = ["-r", ".", "-x", "/none", "--ignore-nosec", "-q", "-f", "json", "--exit-zero"]
     argv = [sys.executable, "-I", "-m", "bandit", *options, "-o", str(place.out / "bandit.json")]
     done = await sandbox.run(argv, root=place.root, cwd=place.tree, config=config)
+    if short := cut_short(done):
+        return failed(NAME, release, short, expected=len(wanted), seconds=done.seconds)
     try:
         told: dict[str, Any] = json.loads(place.read("bandit.json", 100_000_000))
         errors = [f"{_path(error['filename'])}: {error['reason']}" for error in told["errors"]]
         scanned = {_path(name) for name in told["metrics"] if name != "_totals"}
         found = [_raw(result) for result in told["results"]]
     except (ValueError, KeyError, TypeError):
-        why = f"it ended with code {done.exit_code} and left no report: {done.stderr.strip()[-300:]}"
-        return failed(NAME, release, why, expected=len(wanted), seconds=done.seconds)
+        return failed(NAME, release, unreadable(done), expected=len(wanted), seconds=done.seconds)
     ok = len(scanned & set(wanted)) - len(errors)
     run = ScannerRun(NAME, release, len(wanted), ok, done.seconds, _complaint(errors, ok, len(wanted)))
     crypto = _needs_pycrypto(place, texts)

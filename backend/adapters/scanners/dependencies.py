@@ -33,18 +33,23 @@ from backend.domain.ports import ScannerRun
 NAME = "dependencies"
 _ADVISORIES = Path(__file__).with_name("advisories.yaml")
 _SECONDS = 60.0
+_LARGEST = 20_000_000
 _SIGNS: dict[str, Callable[[Any, Any], bool]] = {"<": operator.lt, "<=": operator.le, ">=": operator.ge}
 
 
-async def scan(place: Scratch, texts: Sequence[str], *, online: bool) -> Outcome:
-    """Audit what the project declares; with nothing declared there is nothing to fail."""
+class _NoAnswer(Exception):
+    """pip-audit did not answer; the message says why."""
+
+
+async def scan(place: Scratch, texts: Sequence[str], *, online: bool, seconds: float = _SECONDS) -> Outcome:
+    """Audit what the project declares, in a minute at most; with nothing declared there is nothing to fail."""
     started = time.monotonic()
     wanted = declared(place.tree, texts)
     pinned = [dependency for dependency in wanted.python if dependency.version is not None]
     found = [_unpinned(dependency) for dependency in wanted.python if dependency.version is None]
     source, why, judged = "nothing declared", None, 0
     if pinned:
-        source, audited, why = await _audit(pinned, online=online)
+        source, audited, why = await _audit(pinned, min(seconds, _SECONDS) if online else None)
         found += audited
         judged = len(pinned) if why is None else 0
     why = _complaint(wanted, why)
@@ -74,12 +79,14 @@ def _unpinned(dependency: Dependency) -> Raw:
     return Raw("unpinned", Severity.LOW, dependency.path, dependency.line, message)
 
 
-async def _audit(pinned: Sequence[Dependency], *, online: bool) -> tuple[str, list[Raw], str | None]:
-    """Return which data judged, what it found, and why it cannot be trusted."""
-    if online:
-        answer = await _pip_audit(pinned)
-        if answer is not None:
-            return f"pip-audit {version('pip-audit')}", answer, None
+async def _audit(pinned: Sequence[Dependency], seconds: float | None) -> tuple[str, list[Raw], str | None]:
+    """Return which data judged, what it found, and why it cannot be trusted; without `seconds` nobody is asked."""
+    lacking = "no complete advisory data can be reached"
+    if seconds is not None:
+        try:
+            return f"pip-audit {version('pip-audit')}", await _pip_audit(pinned, seconds), None
+        except _NoAnswer as failed:
+            lacking += f" ({failed})"
     data = await asyncio.to_thread(_shipped)
     source = _described(data)
     found = [raw for dependency in pinned for raw in _known(dependency, data["advisories"])]
@@ -88,8 +95,8 @@ async def _audit(pinned: Sequence[Dependency], *, online: bool) -> tuple[str, li
     return (
         source,
         found,
-        f"no complete advisory data can be reached, so nobody can vouch for {', '.join(names[:5])}{more}; there were "
-        f"only {source}. Let this machine reach the package index, or take `dependencies` out of /checks/scanners",
+        f"{lacking}, so nobody can vouch for {', '.join(names[:5])}{more}; there were only {source}. "
+        "Let this machine reach the package index, or take `dependencies` out of /checks/scanners",
     )
 
 
@@ -135,24 +142,26 @@ def _within(installed: Version, span: str) -> bool:
     return True
 
 
-async def _pip_audit(pinned: Sequence[Dependency]) -> list[Raw] | None:
-    """Ask pip-audit about exact versions, which installs and runs nothing; None when it got no answer."""
+async def _pip_audit(pinned: Sequence[Dependency], seconds: float) -> list[Raw]:
+    """Ask pip-audit about exact versions, which installs and runs nothing; raises `_NoAnswer`."""
     with tempfile.TemporaryDirectory(prefix="company-audit-") as name:
         listing = Path(name) / "requirements.txt"
         rows = sorted({f"{dependency.name}=={dependency.version}" for dependency in pinned})
         await asyncio.to_thread(listing.write_text, "\n".join(rows) + "\n")
         options = ["--no-deps", "--disable-pip", "--progress-spinner", "off", "--timeout", "10", "-f", "json"]
         told = await _output(
-            [sys.executable, "-I", "-m", "pip_audit", *options, "--cache-dir", name, "-r", str(listing)], name
+            [sys.executable, "-I", "-m", "pip_audit", *options, "--cache-dir", name, "-r", str(listing)],
+            name,
+            seconds,
         )
     try:
         answer = json.loads(told)["dependencies"]
         if any("skip_reason" in item for item in answer):
-            return None
+            raise _NoAnswer("pip-audit does not know all of them")
         weak = {item["name"]: item["vulns"] for item in answer}
         return [_vulnerable(dependency, weakness) for dependency in pinned for weakness in weak[dependency.name]]
-    except (ValueError, KeyError, TypeError):
-        return None
+    except (ValueError, KeyError, TypeError) as bad:
+        raise _NoAnswer("pip-audit gave no answer that can be read") from bad
 
 
 def _vulnerable(dependency: Dependency, weakness: dict[str, Any]) -> Raw:
@@ -161,7 +170,8 @@ def _vulnerable(dependency: Dependency, weakness: dict[str, Any]) -> Raw:
     return Raw(str(weakness["id"]), Severity.HIGH, dependency.path, dependency.line, message)
 
 
-async def _output(argv: Sequence[str], home: str) -> bytes:
+async def _output(argv: Sequence[str], home: str, seconds: float) -> bytes:
+    """Return what a program printed; raises `_NoAnswer` when it did not end by itself or printed without end."""
     process = await asyncio.create_subprocess_exec(
         *argv,
         stdin=asyncio.subprocess.DEVNULL,
@@ -171,13 +181,22 @@ async def _output(argv: Sequence[str], home: str) -> bytes:
         cwd=home,
         start_new_session=True,
     )
+    assert process.stdout is not None
+    told = bytearray()
     try:
-        async with asyncio.timeout(_SECONDS):
-            return (await process.communicate())[0]
+        async with asyncio.timeout(seconds):
+            while chunk := await process.stdout.read(65_536):
+                told += chunk
+                if len(told) > _LARGEST:
+                    raise _NoAnswer("pip-audit was killed at the limit of output")
+            code = await process.wait()
     except TimeoutError:
-        return b""
+        raise _NoAnswer("pip-audit was killed at the limit of time") from None
     finally:
         if process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-            await process.wait()
+            await process.communicate()  # also what is left in the pipe, without which it is never over
+    if code < 0:
+        raise _NoAnswer(f"pip-audit died of {signal.Signals(-code).name}")
+    return bytes(told)

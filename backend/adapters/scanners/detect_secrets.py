@@ -11,7 +11,7 @@ from typing import Any
 
 from backend.adapters.checks.scratch import Scratch
 from backend.adapters.sandbox import Sandbox
-from backend.adapters.scanners.found import Outcome, Raw, failed
+from backend.adapters.scanners.found import Outcome, Raw, cut_short, failed, unreadable
 from backend.adapters.scanners.prepared import is_test
 from backend.domain.config import SandboxConfig
 from backend.domain.finding import Severity
@@ -29,12 +29,13 @@ async def scan(place: Scratch, texts: Sequence[str], sandbox: Sandbox, config: S
     (place.control / "files.json").write_text(json.dumps(list(texts)))
     argv = [sys.executable, "-I", str(RUNNER), str(place.control / "files.json"), str(place.out / "secrets.json")]
     done = await sandbox.run(argv, root=place.root, cwd=place.tree, config=config, readonly=(RUNNER, place.control))
+    if short := cut_short(done):
+        return failed(NAME, release, short, expected=len(texts), seconds=done.seconds)
     try:
         told: dict[str, Any] = json.loads(place.read("secrets.json", 100_000_000))
         scanned, found = int(told["scanned"]), [_raw(item) for item in told["found"]]
     except (ValueError, KeyError, TypeError):
-        why = f"it ended with code {done.exit_code} and left no report: {done.stderr.strip()[-300:]}"
-        return failed(NAME, release, why, expected=len(texts), seconds=done.seconds)
+        return failed(NAME, release, unreadable(done), expected=len(texts), seconds=done.seconds)
     why_not = None if scanned == len(texts) else f"only {scanned} of {len(texts)} files were scanned"
     return Outcome(ScannerRun(NAME, release, len(texts), scanned, done.seconds, why_not), tuple(found))
 

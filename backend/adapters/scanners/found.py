@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import signal
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from backend.domain.finding import Severity, fingerprint
-from backend.domain.ports import ScanFinding, ScannerRun
+from backend.domain.ports import CommandResult, ScanFinding, ScannerRun
 from backend.domain.secret import literals, masked
 
 _LONGEST_MESSAGE = 1000
+_DEATHS = {128 + number: number.name for number in signal.Signals}
+"""Exit codes of a program that a signal ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,20 @@ def failed(
 ) -> Outcome:
     """Return the outcome of a scanner whose word cannot be trusted."""
     return Outcome(ScannerRun(scanner, version, expected, scanned, seconds, why))
+
+
+def cut_short(done: CommandResult) -> str | None:
+    """Say what ended a program before its own end; whatever it had answered by then proves nothing."""
+    if done.killed_by:
+        return f"it was killed at the limit of {done.killed_by}"
+    death = _DEATHS.get(done.exit_code)
+    return f"it died of {death}" if death else None
+
+
+def unreadable(done: CommandResult, why: str = "") -> str:
+    """Say that a program ended by itself and left an answer that cannot be read."""
+    said = done.stderr.strip()[-300:] or why or "it said nothing of why"
+    return f"it ended with code {done.exit_code} and left no answer that can be read: {said}"
 
 
 def secrets_at(found: Sequence[Raw], root: Path) -> frozenset[str]:

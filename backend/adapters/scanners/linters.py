@@ -17,7 +17,7 @@ from typing import Any
 
 from backend.adapters.checks.scratch import Scratch
 from backend.adapters.sandbox import Sandbox
-from backend.adapters.scanners.found import Outcome, Raw, failed
+from backend.adapters.scanners.found import Outcome, Raw, cut_short, failed, unreadable
 from backend.domain.config import SandboxConfig
 from backend.domain.finding import Severity
 from backend.domain.ports import CommandResult, ScannerRun
@@ -34,6 +34,7 @@ _LEVELS = {
     "informational": Severity.INFO,
 }
 
+_COMPOSE = "docker compose config"
 _ACTIONLINT = ("-no-color", "-config-file", "/dev/null", "-shellcheck=", "-pyflakes=", "-format", "{{json .}}")
 """The same verdict everywhere: what else the machine has is not asked."""
 
@@ -92,12 +93,14 @@ class Linters:
 
     async def _docker(self, files: Sequence[str], release: str) -> Outcome:
         found: list[Raw] = []
-        for path in files:
+        for number, path in enumerate(files):
             done = await self._run(["docker", "compose", "-f", path, "config", "--quiet", "--no-interpolate"])
+            if short := cut_short(done):
+                return failed(_COMPOSE, release, f"at {path} {short}", expected=len(files), scanned=number)
             if done.exit_code != 0:
                 words = (done.stderr.strip() or f"exit code {done.exit_code}")[:500]
                 found.append(Raw("compose-config", Severity.HIGH, path, None, words))
-        return Outcome(ScannerRun("docker compose config", release, len(files), len(files), 0.0), tuple(found))
+        return Outcome(ScannerRun(_COMPOSE, release, len(files), len(files), 0.0), tuple(found))
 
     async def _schema(self, name: str, files: Sequence[str]) -> Outcome:
         options = ["--builtin-schema", f"vendor.{name}", "--force-filetype", "yaml", "-o", "json"]
@@ -119,14 +122,12 @@ class Linters:
         if not argv[0]:
             return failed(name, release, f"{name} is not installed on this machine", expected=len(files))
         done = await self._run(argv, readonly)
+        if short := cut_short(done):
+            return failed(name, release, short, expected=len(files), seconds=done.seconds)
         try:
-            if done.killed_by:
-                raise ValueError(f"it was killed at the limit of {done.killed_by}")
             found = read(done)
         except (ValueError, KeyError, TypeError, IndexError) as bad:
-            said = done.stderr.strip()[-300:] or str(bad)
-            why = f"it ended with code {done.exit_code} and an answer that cannot be read: {said}"
-            return failed(name, release, why, expected=len(files), seconds=done.seconds)
+            return failed(name, release, unreadable(done, str(bad)), expected=len(files), seconds=done.seconds)
         return Outcome(ScannerRun(name, release, len(files), len(files), done.seconds), tuple(found))
 
     async def _run(self, argv: Sequence[str], readonly: Sequence[Path] = ()) -> CommandResult:
@@ -167,7 +168,7 @@ def _read_hadolint(done: CommandResult) -> list[Raw]:
 
 def _read_yamllint(done: CommandResult) -> list[Raw]:
     found = []
-    if done.exit_code not in {0, 1, 2}:
+    if done.exit_code not in {0, 1, 2} or (done.stdout and done.stdout[-1] != "\n"):
         raise ValueError(done.stdout[-300:])
     for line in done.stdout.splitlines():
         match = re.fullmatch(r"(.+?):(\d+):\d+: \[(error|warning)\] (.*?)(?: \(([\w-]+)\))?", line)

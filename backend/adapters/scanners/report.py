@@ -31,7 +31,7 @@ async def scan(
         elif name == "secret-rules":
             outcomes.append(await asyncio.to_thread(secret_rules.scan, place.tree, texts))
         elif name == "dependencies":
-            outcomes.append(await dependencies.scan(place, texts, online=online))
+            outcomes.append(await dependencies.scan(place, texts, online=online, seconds=config.seconds))
         else:
             outcomes.append(await semgrep.scan(place, texts, sandbox, config))
     return _together(outcomes, place)

@@ -9,7 +9,7 @@ from typing import Any
 
 from backend.adapters.checks.scratch import Scratch
 from backend.adapters.sandbox import Sandbox
-from backend.adapters.scanners.found import Outcome, Raw, failed
+from backend.adapters.scanners.found import Outcome, Raw, cut_short, failed, unreadable
 from backend.domain.config import SandboxConfig
 from backend.domain.finding import Severity
 from backend.domain.ports import ScannerRun
@@ -26,6 +26,8 @@ async def scan(place: Scratch, texts: Sequence[str], sandbox: Sandbox, config: S
         return failed(NAME, "", "semgrep's rules need the network, which the sandbox has not", expected=len(texts))
     line = f"semgrep scan --config p/default --metrics off --disable-nosem --json -o {place.out / 'semgrep.json'} ."
     done = await sandbox.run(line, root=place.root, cwd=place.tree, config=config)
+    if short := cut_short(done):
+        return failed(NAME, "", short, expected=len(texts), seconds=done.seconds)
     try:
         told: dict[str, Any] = json.loads(place.read("semgrep.json", 100_000_000))
         found = [
@@ -40,6 +42,6 @@ async def scan(place: Scratch, texts: Sequence[str], sandbox: Sandbox, config: S
         ]
         errors, scanned = told["errors"], len(told["paths"]["scanned"])
     except (ValueError, KeyError, TypeError):
-        return failed(NAME, "", f"it ended with code {done.exit_code} and left no report", expected=len(texts))
+        return failed(NAME, "", unreadable(done), expected=len(texts), seconds=done.seconds)
     why = f"{len(errors)} files could not be scanned" if errors else None
     return Outcome(ScannerRun(NAME, str(told.get("version", "")), scanned, scanned, done.seconds, why), tuple(found))

@@ -6,7 +6,7 @@ with Children(commands, environment, logs): … runs api and worker as watched c
 """
 
 from backend.engine.embedded.children import Children, wait_for_signal
-from backend.engine.embedded.stack import Stack, attach, is_up
+from backend.engine.embedded.stack import Stack, api_of, attach, is_up
 from backend.engine.embedded.state import Addresses
 
-__all__ = ["Addresses", "Children", "Stack", "attach", "is_up", "wait_for_signal"]
+__all__ = ["Addresses", "Children", "Stack", "api_of", "attach", "is_up", "wait_for_signal"]

@@ -6,7 +6,7 @@ What the settings name is used as it is; only what they do not name is started.
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Self
@@ -68,6 +68,10 @@ class Stack:
         """Where the broker is, password included."""
         return self.addresses.redis_url
 
+    def announce(self, api_url: str) -> None:
+        """Let other commands know where the api of this company is."""
+        state.publish(self.home, replace(self.addresses, api_url=api_url))
+
     def stop(self) -> None:
         """Stop what was started, let go of the state directory; stopping twice is the same as once."""
         self._held.close()
@@ -118,6 +122,12 @@ def attach(settings: Settings) -> Addresses | None:
 def is_up(settings: Settings) -> bool:
     """Whether a company holds the state directory: it has workers, which named servers alone need not have."""
     return settings.home.is_dir() and state.is_held(settings.home.resolve())
+
+
+def api_of(settings: Settings) -> str:
+    """Where the api of the company that holds the state directory is; empty where there is none, or not yet."""
+    found = state.published(settings.home.resolve()) if is_up(settings) else None
+    return found.api_url if found is not None else ""
 
 
 def _starters(settings: Settings, home: Path, *, durable: bool) -> list[Starter]:

@@ -23,10 +23,11 @@ LOCK_SECONDS = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Addresses:
-    """Where the database and the broker are."""
+    """Where the database and the broker are, and the api where there is one."""
 
     database_url: str
     redis_url: str
+    api_url: str = ""
 
 
 def prepare(home: Path) -> Path:
@@ -114,7 +115,7 @@ def published(home: Path) -> Addresses | None:
     while is_held(home):
         try:
             facts = json.loads(_state(home).read_text())
-            return Addresses(facts["database_url"], facts["redis_url"])
+            return Addresses(facts["database_url"], facts["redis_url"], facts.get("api_url", ""))
         except FileNotFoundError:
             if time.monotonic() > until:
                 raise Unavailable(

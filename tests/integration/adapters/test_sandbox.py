@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -17,11 +18,13 @@ from uuid import uuid4
 import pytest
 
 from backend.adapters.sandbox import Sandbox
+from backend.adapters.sandbox.launcher import kernel
 from backend.adapters.sandbox.output import Output
 from backend.domain.config import SandboxConfig
 from backend.domain.ports import CommandResult
 from backend.errors import Unavailable
 
+ROOT = Path(__file__).parents[3]
 LEVELS = ("bubblewrap", "namespaces", "landlock")
 CONFIG = SandboxConfig(memory_mb=256, seconds=20, processes=24, disk_mb=16, cpu_seconds=20)
 
@@ -53,6 +56,31 @@ async def test_some_level_holds_on_this_machine_and_shows_its_evidence() -> None
     assert found.level in LEVELS
     assert found.evidence["wrote its own worktree"] == "yes"
     assert set(found.evidence.values()) == {"yes", "no"}
+
+
+def test_landlock_as_root_names_the_directory_that_keeps_its_user_from_the_interpreter(tmp_path: Path) -> None:
+    if os.geteuid() != 0 or kernel.landlock_abi() < 1:
+        pytest.skip("only root's commands change their user, and only a kernel with Landlock gets that far")
+    home = tmp_path / "closed"
+    home.mkdir(mode=0o700)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(home / "venv")], check=True)
+    code = """
+        import asyncio
+        from backend.adapters.sandbox import Sandbox
+        from backend.domain.config import SandboxConfig
+        from backend.errors import Unavailable
+        try:
+            asyncio.run(Sandbox.detect(SandboxConfig(level="landlock")))
+        except Unavailable as lacking:
+            print(lacking.message)
+    """
+    argv = [str(home / "venv" / "bin" / "python"), "-c", textwrap.dedent(code)]
+    paths = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    said = subprocess.run(argv, env=paths, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    named = re.search(r"who cannot enter (\S+) to reach (\S+)\)", said)
+    assert named is not None, said
+    assert (argv[0], (home / "venv").is_relative_to(named[1])) == (named[2], True)
+    assert ("where every user may enter" in said, "namespaces" in said) == (True, False)
 
 
 async def test_unsafe_is_only_used_when_it_is_written_out(root: Path) -> None:
