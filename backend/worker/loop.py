@@ -25,6 +25,7 @@ from backend.engine.loader import Graphs
 from backend.engine.reaper import Reaper
 from backend.engine.workbench import workbenches
 from backend.settings import Settings
+from backend.worker import watchdog
 
 if TYPE_CHECKING:
     from backend.worker.bell import CeleryBell
@@ -108,6 +109,9 @@ class LoopThread:
             )
             heartbeat.start()
             stack.callback(heartbeat.stop)
+            watching = watchdog.of_worker(self._loop, self._thread, seconds=settings.engine.stall_seconds)
+            watching.start()
+            stack.callback(watching.stop)
             sessions = sessions_of(engine)
             leftovers = Leftovers(sessions, settings.home)
             self._executor = Executor(
