@@ -31,6 +31,8 @@ class EngineSettings(BaseModel):
     pool_size: Annotated[int, Field(ge=1, le=500)] = 10
     shutdown_seconds: Annotated[float, Field(gt=0, le=300)] = 20.0
     """How long runs may take to a safe point when a worker is asked to leave."""
+    stall_seconds: Annotated[float, Field(gt=0, le=3600)] = 60.0
+    """How long the event loop of a worker may stand still before the worker ends, so that others take its runs."""
     crash_at: str = ""
     """For tests of faults: points at which a worker kills itself, as `reserve` or `response:3`."""
 

@@ -281,11 +281,14 @@ def replay_dead_letter(letter: Letter = "last") -> None:
 
 
 @app.command()
-def doctor(as_json: Json = False) -> None:
+def doctor(
+    deep: Annotated[bool, typer.Option("--deep", help="Also check every run's rows against the invariants")] = False,
+    as_json: Json = False,
+) -> None:
     """Tell what is there, what is missing and what to do."""
     from backend.cli.look import doctor as work
 
-    raise typer.Exit(work(as_json=as_json))
+    raise typer.Exit(work(deep=deep, as_json=as_json))
 
 
 @app.command()

@@ -19,6 +19,7 @@ from backend.cli.screen import screen
 from backend.domain.question import QuestionStatus
 from backend.domain.run import RunStatus
 from backend.engine import doctor as examination
+from backend.engine.health import Check
 from backend.errors import Invalid
 from backend.operations import lookups, pages, projects, questions, recordings, reports, repositories, tasks
 from backend.operations import runs as run_operations
@@ -193,16 +194,22 @@ def why(path: str, line: int, name: str, *, as_json: bool) -> int:
     return 0
 
 
-def doctor(*, as_json: bool) -> int:
-    """Tell how every part is; the exit code is 1 when one fails."""
-    checks = asyncio.run(examination.examine(Settings()))
+def doctor(*, deep: bool, as_json: bool) -> int:
+    """Tell how every part is, and whether every invariant holds; the exit code is 1 when one fails."""
+    checks = asyncio.run(_examine(deep=deep))
     if as_json:
         _print_json([{"name": c.name, "status": c.status, "sentence": c.sentence, "advice": c.advice} for c in checks])
     else:
-        console = screen()
+        console, wide = screen(), max(12, *(len(check.name) for check in checks))
         for check in checks:
             mark, style = _MARKS[check.status]
-            console.print(Text.assemble((mark, style), f"  {check.name:<12} {check.sentence}"))
+            console.print(Text.assemble((mark, style), f"  {check.name:<{wide}} {check.sentence}"))
             if check.advice:
-                console.print(Text(f"{'':<20}{check.advice}", style="dim"))
+                console.print(Text(f"{'':<{wide + 8}}{check.advice}", style="dim"))
     return 1 if any(check.status == "fail" for check in checks) else 0
+
+
+async def _examine(*, deep: bool) -> list[Check]:
+    settings = Settings()
+    checks = await examination.examine(settings)
+    return checks + await examination.examine_rows(settings) if deep else checks

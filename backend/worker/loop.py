@@ -26,6 +26,7 @@ from backend.engine.loader import Graphs
 from backend.engine.reaper import Reaper
 from backend.engine.workbench import workbenches
 from backend.settings import Settings
+from backend.worker import watchdog
 
 if TYPE_CHECKING:
     from backend.worker.bell import CeleryBell
@@ -109,6 +110,9 @@ class LoopThread:
             )
             heartbeat.start()
             stack.callback(heartbeat.stop)
+            watching = watchdog.of_worker(self._loop, self._thread, seconds=settings.engine.stall_seconds)
+            watching.start()
+            stack.callback(watching.stop)
             sessions = sessions_of(engine)
             leftovers = Leftovers(sessions, settings.home)
             self._executor = Executor(
@@ -129,9 +133,7 @@ class LoopThread:
                 asyncio.create_task(leftovers.keep_sweeping(every=_SWEEP_SECONDS)),
                 asyncio.create_task(vitals.publish(settings.redis_url.get_secret_value(), self.name)),
             ]
-            # What was imported and made so far stays: the collector need not look through it again and again.
-            gc.collect()
-            gc.freeze()
+            _keep_what_stays()
             self._ready.set()
             _log.info("The worker %s takes runs.", self.name)
             await self._stop.wait()
@@ -148,3 +150,9 @@ class LoopThread:
             except (OSError, TimeoutError, asyncpg.PostgresError) as error:
                 _log.warning("The database cannot be reached yet: %s", error)
                 await asyncio.sleep(1)
+
+
+def _keep_what_stays() -> None:
+    """Take what was imported and made so far out of the collector's rounds: it lives as long as the process."""
+    gc.collect()
+    gc.freeze()

@@ -19,6 +19,7 @@ import redis
 
 from backend.cli.follow import EXIT_CODES
 from backend.domain.run import ENDED
+from backend.operations import invariants
 from tests.openai_server import OpenAIServer, Reply, error, text
 from tests.small_company import BRIEF, SmallCompany
 
@@ -307,6 +308,13 @@ def test_the_doctor_tells_of_every_part(up: Up) -> None:
     done = up.shell.run("doctor", "--json")
     names = {check["name"] for check in json.loads(done.stdout)}
     assert {"database", "broker", "sandbox", "scanners", "models"} <= names
+
+
+def test_the_doctor_checks_every_invariant_when_asked_to_look_deep(up: Up) -> None:
+    done = up.shell.run("doctor", "--deep", "--json")
+    told = {check["name"]: (check["status"], check["sentence"]) for check in json.loads(done.stdout)}
+    assert "database" in told
+    assert all(told[invariant.name] == ("ok", invariant.sentence) for invariant in invariants.listed()), done.stdout
 
 
 def test_migrating_twice_is_the_same_as_once(up: Up) -> None:

@@ -64,6 +64,31 @@ async def test_books_that_do_not_add_up_are_told(engine: AsyncEngine, sessions: 
     assert (check.status, check.advice) == ("fail", "Read the view v_ledger_check.")
 
 
+async def test_every_invariant_is_told_with_what_breaks_it(
+    settings: Settings, sessions: Sessions, make_run: MakeRun
+) -> None:
+    checks = await doctor.examine_rows(settings)
+    assert {check.status for check in checks} == {"ok"}
+    async with sessions.begin() as session:
+        run = await make_run(session, spent_usd=1)
+    checks = await doctor.examine_rows(settings)
+    broken = {check.name: check.advice or "" for check in checks if check.status == "fail"}
+    assert broken.keys() == {"active", "totals", "project-totals"}
+    assert f"run_id {run.id}, total_of run, unit usd, booked 1" in broken["totals"]
+
+
+async def test_rows_that_cannot_be_read_are_no_rows_in_order(
+    tmp_path: Path, empty_database: Callable[[], Awaitable[str]]
+) -> None:
+    nowhere = embedded_settings(tmp_path / "company")
+    away = embedded_settings(tmp_path / "company", database_url=f"postgresql://ada:s3cret@{NOBODY_THERE}/company")
+    empty = embedded_settings(tmp_path / "company", database_url=await empty_database())
+    for settings in (nowhere, away, empty):
+        checks = await doctor.examine_rows(settings)
+        assert [(check.name, check.status) for check in checks] == [("invariants", "fail")]
+        assert "s3cret" not in repr(checks)
+
+
 async def test_runs_that_nobody_takes_up_are_told(engine: AsyncEngine, sessions: Sessions, make_run: MakeRun) -> None:
     async with sessions.begin() as session:
         run = await make_run(session)

@@ -20,11 +20,11 @@ import pytest
 from backend.adapters.db.engine import Sessions
 from backend.adapters.db.tables import Project
 from backend.domain.config import RunConfig
+from backend.operations import invariants
 from tests.acceptance.faults.nursery import Nursery
 from tests.openai_server import OpenAIServer, Reply, text
 
 ROOT = Path(__file__).parents[3]
-INVARIANTS = (Path(__file__).parent / "invariants.sql").read_text()
 
 
 class Crew:
@@ -132,12 +132,9 @@ class Crew:
 
     async def check(self) -> None:
         """Every invariant holds for every run."""
-        connection = await asyncpg.connect(self.database_url)
-        try:
-            for statement in filter(str.strip, INVARIANTS.split(";")):
-                assert await connection.fetch(statement) == [], statement
-        finally:
-            await connection.close()
+        async with self.sessions() as session:
+            for checked in await invariants.check(session):
+                assert checked.offences == (), checked.sentence
 
     async def story(self, run_id: UUID) -> list[tuple[Any, ...]]:
         """What a person reads of a run; the same whatever happened on the way."""

@@ -1,12 +1,16 @@
 """A journal-heavy graph: a plan, parallel work by sends, a review that repeats once, and an end.
 
-Steered by the brief, so that one graph shows every way a run goes: words in it make a node ask people, hang, or fail.
+Steered by the brief, so that one graph shows every way a run goes: words in it make a node ask people, hang, fail, or
+take its whole process down.
 """
 
 from __future__ import annotations
 
 import asyncio
 import operator
+import os
+import resource
+from pathlib import Path
 from typing import Annotated, Any, TypedDict
 
 from langgraph.channels import EphemeralValue
@@ -95,7 +99,21 @@ def after_review(state: State) -> list[Send] | str:
     return send(state) if state["round"] == 2 else "confirm"
 
 
+def _poison(brief: str) -> None:
+    if "exits" in brief:
+        os._exit(3)
+    if "eats" in brief:
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + 300_000_000, resource.RLIM_INFINITY))
+        hoard = []
+        while True:
+            hoard.append(bytearray(10_000_000))
+    while "spins" in brief:
+        pass
+
+
 async def confirm(state: State, runtime: Runtime[RunContext]) -> State:
+    _poison(state["brief"])
     if "interrupt" in state["brief"]:
         return {"said": {"confirmed": str(interrupt("Really?"))}}
     answer = runtime.context.answers.get("colour")
