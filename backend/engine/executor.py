@@ -256,7 +256,13 @@ class Slice:
         self._mark_superstep()
         context = context_of(facts, seats, bench, claimed.answers, claimed.waived)
         async for chunk in graph.astream(
-            begin, config, context=context, durability="sync", stream_mode="updates", control=self._lease.control
+            begin,
+            config,
+            context=context,
+            durability="sync",
+            stream_mode="updates",
+            output_keys=[],  # What nodes return is read by the saver alone.
+            control=self._lease.control,
         ):
             for interrupt in chunk.get("__interrupt__", ()) if isinstance(chunk, dict) else ():
                 self._interrupts[interrupt.id] = _as_text(interrupt.value)
