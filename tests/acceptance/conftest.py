@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from backend.adapters.db.engine import Sessions
+from tests.acceptance.desk import Desk
 from tests.acceptance.faults.nursery import Nursery
 from tests.acceptance.firm import Firm
 from tests.openai_server import OpenAIServer
@@ -20,6 +21,14 @@ from tests.small_company import SmallCompany
 def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
     """One process that has imported everything, for all tests."""
     made = Nursery(tmp_path_factory.mktemp("nursery") / "log")
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="session")
+def desk() -> Iterator[Desk]:
+    """Where commands are typed."""
+    made = Desk()
     yield made
     made.close()
 
