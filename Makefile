@@ -2,10 +2,10 @@
 # Needs Python 3.11+, git and a C library; no server, key, root right or HOME content.
 SHELL := /bin/sh
 BIN := .venv/bin
-PYTEST_ARGS ?= -n 2 --dist loadfile
+PYTEST_ARGS ?= -n auto --dist loadfile --no-loadscope-reorder
 BENCHMARKS ?= $(wildcard benchmarks/*.py)
 
-.PHONY: help setup demo up test check fix bench chaos lock clean
+.PHONY: help setup demo up test check types rules fix bench chaos lock clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -23,9 +23,14 @@ test: setup ## run all tests
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 check: setup ## linters, types, layers and the shape of the code
+	@$(MAKE) --no-print-directory -j 2 types rules
+
+types:
+	@$(BIN)/mypy
+
+rules:
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check --quiet .
-	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 	@$(BIN)/python -m pytest tests/test_architecture.py
 

@@ -74,6 +74,8 @@ class Executor:
     group: GroupCommit = field(init=False)
     _claiming: dict[UUID, bool] = field(default_factory=dict)
     """Runs that are being claimed at this moment, and whether the bell rang again meanwhile."""
+    _leaving: str | None = None
+    """Why no run is to be driven any more; a run that is being claimed when all others hold must hold as well."""
 
     def __post_init__(self) -> None:
         """Let all runs of this process commit together."""
@@ -94,8 +96,9 @@ class Executor:
         metrics.run_claimed()
         fence = Fence(run_id, claimed.epoch, self.settings.lease_seconds)
         lease = Lease(fence, self.owner, asyncio.get_running_loop(), began + self.settings.lease_seconds)
-        if claimed.requested is not Request.NONE:
-            lease.hold(claimed.requested)
+        for reason in (claimed.requested, self._leaving):
+            if reason is not None and reason is not Request.NONE:
+                lease.hold(reason)
         self.leases[run_id] = lease
         self.heartbeat.add(lease)
         with logs.bind(run_id=run_id, correlation_id=claimed.facts.correlation_id or None):
@@ -129,7 +132,8 @@ class Executor:
             del self._claiming[run_id]
 
     def hold_all(self, reason: str) -> None:
-        """Ask every run of this process to hold at its next safe point."""
+        """Ask every run of this process to hold at its next safe point, those as well that are claimed from now on."""
+        self._leaving = reason
         for lease in self.leases.values():
             lease.hold(reason)
 

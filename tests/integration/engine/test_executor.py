@@ -8,7 +8,7 @@ from uuid import UUID
 
 from sqlalchemy import select
 
-from backend.adapters.db.tables import Question
+from backend.adapters.db.tables import ProjectRun, Question
 from backend.domain.model import CallFailed, Exchange, Position, Usage
 from backend.operations import questions, runs
 from tests.integration.engine.conftest import Company, reply
@@ -294,6 +294,27 @@ async def test_a_worker_that_leaves_gives_its_runs_back_at_once(company: Company
     await company.until(taken_up)
     other.cancel()
     await asyncio.wait([other])
+
+
+async def test_a_run_that_is_being_claimed_when_its_worker_leaves_is_given_back_too(company: Company) -> None:
+    run_id = await company.run()
+
+    async def waits_for_the_row() -> bool:
+        query = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        return bool(await company.pool.fetchval(query))
+
+    async with company.sessions.begin() as session:
+        await session.get_one(ProjectRun, run_id, with_for_update=True)
+        claiming = asyncio.create_task(company.executor.execute(run_id))
+        await company.until(waits_for_the_row)
+        company.executor.hold_all("shutdown")
+    await claiming
+    row = await company.row(run_id)
+    assert (row["status"], row["lease_owner"], row["lease_epoch"]) == ("RUNNING", None, 1)
+    assert company.transport.calls == []
+    await company.worker("two").execute(run_id)
+    assert (await company.row(run_id))["status"] == "COMPLETED"
+    await company.check(run_id)
 
 
 async def test_a_zombie_writes_nothing_after_another_worker_took_over(company: Company) -> None:
