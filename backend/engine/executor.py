@@ -325,6 +325,7 @@ class Slice:
         return await self._fail(why)
 
     async def _hold(self) -> bool:
+        crash_point("hold")
         reason = self._lease.reason
         if reason == "stop":
             await self._end(_End(RunStatus.STOPPED_USER, "stopped_by_person", claims.STOPPED))
