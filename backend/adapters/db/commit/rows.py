@@ -33,6 +33,7 @@ def insert_rows(statement: Statement, batch: Sequence[Rows]) -> None:
     _insert_questions(statement, batch)
     ends = [rows.end for rows in batch if rows.end is not None]
     if ends:
+        statement.part("withdrawn", _WITHDRAW)
         statement.part("closed_project", _CLOSE_PROJECT[ends[0]["status"] == "COMPLETED"])
 
 
@@ -158,23 +159,27 @@ def _insert_artifacts(statement: Statement, batch: Sequence[Rows]) -> None:
 
 
 def _insert_questions(statement: Statement, batch: Sequence[Rows]) -> None:
-    questions = _numbered(batch, lambda rows: rows.questions)
+    # Nobody can answer a run that ends with this commit.
+    questions = _numbered(
+        batch, lambda rows: [row | {"status": "WITHDRAWN" if rows.end else "OPEN"} for row in rows.questions]
+    )
     if not questions:
         return
     source = statement.records(
         questions,
         "n int, id uuid, task_id uuid, key text, question_kind text, text text, asked_by text, options jsonb,"
-        ' "default" text, due_seconds int, on_expiry text',
+        ' "default" text, due_seconds int, on_expiry text, status text',
     )
     statement.part(
         "asked",
         'INSERT INTO questions (id, tenant_id, run_id, task_id, key, kind, asked_by, text, options, "default",'
-        " due_at, on_expiry) SELECT x.id, go.tenant_id, go.id, x.task_id, x.key, x.question_kind, x.asked_by, x.text,"
-        ' x.options, x."default", clock_timestamp() + make_interval(secs => x.due_seconds), x.on_expiry'
-        f" FROM go, {source} WHERE x.n = go.n ON CONFLICT DO NOTHING",
+        " due_at, on_expiry, status) SELECT x.id, go.tenant_id, go.id, x.task_id, x.key, x.question_kind, x.asked_by,"
+        ' x.text, x.options, x."default", clock_timestamp() + make_interval(secs => x.due_seconds), x.on_expiry,'
+        f" x.status FROM go, {source} WHERE x.n = go.n ON CONFLICT DO NOTHING",
     )
 
 
+_WITHDRAW = "UPDATE questions q SET status = 'WITHDRAWN' FROM go WHERE q.run_id = go.id AND q.status = 'OPEN'"
 _CLOSE_PROJECT = {
     completed: f"UPDATE projects p SET status = '{status}', active_run_id = NULL, version = p.version + 1,"
     " updated_at = clock_timestamp() FROM go WHERE p.id = go.project_id AND p.active_run_id = go.id"
