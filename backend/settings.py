@@ -36,6 +36,11 @@ class EngineSettings(BaseModel):
     crash_at: str = ""
     """For tests of faults: points at which a worker kills itself, as `reserve` or `response:3`."""
 
+    @property
+    def trusted_claims(self) -> int:
+        """How often a run may be claimed without getting on before it is driven beside no other such run."""
+        return max(1, self.max_claims - 2)
+
 
 class Settings(BaseSettings):
     """All settings; nested ones as `COMPANY_ENGINE__LEASE_SECONDS`."""

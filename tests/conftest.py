@@ -28,6 +28,9 @@ from backend.adapters.db.tables import Project, ProjectRun
 from backend.domain.config import RunConfig
 from backend.engine.embedded import Stack
 from backend.settings import Settings
+from tests.acceptance.faults.table import pytest_terminal_summary
+
+__all__ = ["pytest_terminal_summary"]
 
 LONGEST_FIRST = ("acceptance/faults", "acceptance", "integration/adapters", "integration/engine")
 """Folders whose files take longest: begun first, they do not keep one process busy when the others are done."""

@@ -29,7 +29,7 @@ _CLAIM = text(
     "UPDATE project_runs SET status = 'RUNNING', lease_epoch = lease_epoch + 1, lease_owner = :owner,"
     " lease_expires_at = clock_timestamp() + make_interval(secs => :ttl), claims = claims + 1,"
     " updated_at = clock_timestamp(), version = version + 1"
-    " WHERE id = :run AND claims < :most AND (status = 'QUEUED'"
+    " WHERE id = :run AND claims < :most AND claims < :upto AND (status = 'QUEUED'"
     " OR (status = 'RUNNING' AND coalesce(lease_expires_at < clock_timestamp(), true)))"
     " RETURNING old.status AS was, old.lease_owner AS before"
 )
@@ -62,18 +62,27 @@ class Claimed:
     """Whether a question that the graph asked is open: then nothing is driven until it is answered."""
     seconds_left: float | None
     limit_seconds: int | None
+    claims: int = 1
+    """How often the run was taken up since it last got on, this time included."""
 
 
 async def claim(
-    sessions: Sessions, bell: Bell, run_id: UUID, *, owner: str, lease_seconds: float, max_claims: int
+    sessions: Sessions,
+    bell: Bell,
+    run_id: UUID,
+    *,
+    owner: str,
+    lease_seconds: float,
+    max_claims: int,
+    upto: int | None = None,
 ) -> Claimed | None:
     """Take a run up: once for each epoch, whoever asks at once; None when there is nothing to do.
 
     Settles what an earlier owner left in flight. A run that was claimed too often without finishing a node is buried;
-    one whose settings this version cannot read ends as FAILED.
+    one whose settings this version cannot read ends as FAILED. One that was claimed `upto` times is left alone.
     """
     async with transaction(sessions, bell) as session:
-        values = {"run": run_id, "owner": owner, "ttl": lease_seconds, "most": max_claims}
+        values = {"run": run_id, "owner": owner, "ttl": lease_seconds, "most": max_claims, "upto": upto or max_claims}
         taken = (await session.execute(_CLAIM, values)).one_or_none()
         if taken is None:
             if (await session.execute(_POISONED, {"run": run_id, "most": max_claims})).one_or_none():
@@ -155,6 +164,7 @@ async def _look(session: AsyncSession, run: ProjectRun, project: Project, config
         asks=bool(asked),
         seconds_left=left,
         limit_seconds=run.limit_seconds,
+        claims=run.claims,
     )
 
 

@@ -10,8 +10,9 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -37,6 +38,7 @@ from backend.engine.journal import Books, Transport, warn_of_time
 from backend.engine.leases import Heartbeat, Lease
 from backend.engine.leftovers import Leftovers
 from backend.engine.loader import Graphs
+from backend.engine.suspects import Suspects
 from backend.errors import CompanyError, LimitReached
 from backend.settings import EngineSettings
 
@@ -76,6 +78,7 @@ class Executor:
     """Runs that are being claimed at this moment, and whether the bell rang again meanwhile."""
     _leaving: str | None = None
     """Why no run is to be driven any more; a run that is being claimed when all others hold must hold as well."""
+    _suspects: Suspects = field(default_factory=Suspects)
 
     def __post_init__(self) -> None:
         """Let all runs of this process commit together."""
@@ -109,6 +112,7 @@ class Executor:
             finally:
                 self.heartbeat.remove(lease)
                 self.leases.pop(run_id, None)
+                await self.got_on(run_id)
 
     async def _claim(self, run_id: UUID) -> tuple[float, Claimed | None]:
         """Claim a run once for all bells that ring at the same time: a queue for its row would eat up its lease."""
@@ -117,19 +121,31 @@ class Executor:
             while self._claiming[run_id]:
                 self._claiming[run_id] = False
                 began = time.monotonic()
-                claimed = await claims.claim(
-                    self.sessions,
-                    self.bell,
-                    run_id,
-                    owner=self.owner,
-                    lease_seconds=self.settings.lease_seconds,
-                    max_claims=self.settings.max_claims,
-                )
+                claimed = await self._claim_once(run_id, upto=self.settings.trusted_claims)
+                if claimed is None:
+                    began = time.monotonic()
+                    claimed = await self._suspects.claim(run_id, partial(self._claim_once, run_id))
                 if claimed is not None:
                     break
             return began, claimed
         finally:
             del self._claiming[run_id]
+
+    async def _claim_once(self, run_id: UUID, *, upto: int | None = None) -> Claimed | None:
+        return await claims.claim(
+            self.sessions,
+            self.bell,
+            run_id,
+            owner=self.owner,
+            lease_seconds=self.settings.lease_seconds,
+            max_claims=self.settings.max_claims,
+            upto=upto,
+        )
+
+    async def got_on(self, run_id: UUID) -> None:
+        """A run finished a node, or left: if it was under suspicion, the next one may come."""
+        for waiting in self._suspects.clear(run_id):
+            await self.bell.ring(waiting)
 
     def hold_all(self, reason: str) -> None:
         """Ask every run of this process to hold at its next safe point, those as well that are claimed from now on."""
@@ -187,9 +203,7 @@ class Slice:
 
     def _warn_of_time(self, share: float, limit: int) -> None:
         """Tell once that a share of the run's time is used up, whichever slice comes to it."""
-        task = asyncio.ensure_future(warn_of_time(self._books, share, limit))
-        self._background.add(task)
-        task.add_done_callback(self._background.discard)
+        self._later(warn_of_time(self._books, share, limit))
 
     # --- driving ---------------------------------------------------------------------------------------------------
 
@@ -297,6 +311,8 @@ class Slice:
             elif event_type == "gate.decided":
                 metrics.gate_decided(str(payload.get("gate")), str(payload.get("decision")))
         self._mark_superstep()
+        if self._claimed.claims > self._executor.settings.trusted_claims:
+            self._later(self._executor.got_on(self._run_id))
         if rows.questions:
             self._asked = True
             self._lease.hold("question")
@@ -313,7 +329,10 @@ class Slice:
         self._lease.node_until = self._superstep_began + limit + self._executor.settings.lease_seconds
 
     def _wake(self) -> None:
-        task = asyncio.ensure_future(self._executor.bell.wake(self._run_id))
+        self._later(self._executor.bell.wake(self._run_id))
+
+    def _later(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(work)
         self._background.add(task)
         task.add_done_callback(self._background.discard)
 
@@ -335,6 +354,7 @@ class Slice:
         return await self._fail(why)
 
     async def _hold(self) -> bool:
+        crash_point("hold")
         reason = self._lease.reason
         if reason == "stop":
             await self._end(_End(RunStatus.STOPPED_USER, "stopped_by_person", claims.STOPPED))

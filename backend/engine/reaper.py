@@ -6,6 +6,7 @@ Idempotent; runs in every worker and api process at once, a few seconds apart.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from uuid import UUID
@@ -19,6 +20,7 @@ from backend.adapters.db.tables import ProjectRun, Question
 from backend.domain.ports import Bell
 from backend.domain.question import ExpiryAction, QuestionStatus
 from backend.domain.run import RunStatus
+from backend.errors import Conflict
 from backend.operations import events, runs
 
 _log = logging.getLogger(__name__)
@@ -30,6 +32,12 @@ _FORGOTTEN = text(
     " WHERE (status = 'RUNNING' AND coalesce(lease_expires_at < clock_timestamp(), true))"
     " OR (status = 'QUEUED' AND queued_at < clock_timestamp() - make_interval(secs => :grace))"
     " ORDER BY queued_at LIMIT :most"
+)
+_TO_STOP = text(
+    "SELECT r.id, r.tenant_id, coalesce((SELECT payload ->> 'by' FROM events e WHERE e.run_id = r.id"
+    " AND e.type = 'run.stop_requested' ORDER BY seq DESC LIMIT 1), 'somebody') AS by FROM project_runs r"
+    " WHERE r.status = 'RUNNING' AND r.requested = 'stop' AND coalesce(r.lease_expires_at < clock_timestamp(), true)"
+    " LIMIT :most"
 )
 _ANSWERED = text(
     "SELECT r.id FROM project_runs r WHERE r.status = 'WAITING' AND NOT EXISTS"
@@ -57,6 +65,7 @@ class Reaper:
         """One round."""
         await self._close_questions()
         await self._requeue_answered()
+        await self._stop_abandoned()
         async with self._sessions() as session:
             found = await session.execute(_FORGOTTEN, {"grace": self._every, "most": _MOST})
             forgotten = [(row.id, row.lease_epoch) for row in found]
@@ -85,6 +94,15 @@ class Reaper:
         for run_id in listed:
             async with transaction(self._sessions, self._bell) as session:
                 await _go_on(session, await _locked(session, run_id))
+
+    async def _stop_abandoned(self) -> None:
+        """End the runs that were to stop and whose worker died before it obeyed; no other worker is needed for that."""
+        async with self._sessions() as session:
+            listed = (await session.execute(_TO_STOP, {"most": _MOST})).all()
+        for run_id, tenant_id, by in listed:
+            async with transaction(self._sessions, self._bell) as session:
+                with contextlib.suppress(Conflict):
+                    await runs.stop(session, run_id, by=by, tenant_id=tenant_id)
 
 
 async def _locked(session: AsyncSession, run_id: UUID) -> ProjectRun:

@@ -23,10 +23,10 @@ from backend.domain.ids import DEFAULT_TENANT
 from backend.domain.lifecycle import transition
 from backend.domain.patch import merge, snapshot
 from backend.domain.project import ProjectStatus
-from backend.domain.question import QuestionStatus
+from backend.domain.question import QuestionKind, QuestionStatus
 from backend.domain.run import ENDED, MOVES, Request, RunStatus
 from backend.errors import Conflict, Fault, Invalid, NotFound
-from backend.operations import events, pages, projects
+from backend.operations import events, ledger, pages, projects
 
 VIEW = pages.View(ProjectRun, leave_out=frozenset({"tenant_id", "idempotency_key"}))
 LISTED = pages.View(
@@ -216,15 +216,20 @@ async def resume(session: AsyncSession, run_id: UUID, *, by: str, tenant_id: UUI
 async def stop(session: AsyncSession, run_id: UUID, *, by: str, tenant_id: UUID = DEFAULT_TENANT) -> ProjectRun:
     """End a run: at once where no worker holds it, else the worker is asked and obeys within seconds.
 
-    Asking twice is the same as asking once. Raises `Conflict` when the run has ended in another way.
+    Asking twice is the same as asking once, until the lease of a worker that does not obey is over. Raises `Conflict`
+    when the run has ended in another way.
     """
     run = await get(session, run_id, tenant_id=tenant_id, lock=True)
-    if run.status == RunStatus.STOPPED_USER or run.requested == Request.STOP:
+    if run.status == RunStatus.STOPPED_USER:
         return run
     _refuse_ended(run, "stopped")
     if run.status == RunStatus.RUNNING:
-        run.requested = Request.STOP
-        return await _changed(session, run, "run.stop_requested", by)
+        if not await _is_abandoned(session, run):
+            if run.requested == Request.STOP:
+                return run
+            run.requested = Request.STOP
+            return await _changed(session, run, "run.stop_requested", by)
+        await _take_from_its_worker(session, run)
     await _end_stopped(session, run, by)
     return await _changed(session, run, "run.stopped_user", by)
 
@@ -253,12 +258,28 @@ async def retry(
     requeue(session, run)
     run.ended_at, run.error, run.final_report = None, None, None
     project.active_run_id = run.id
+    await _ask_again(session, run)
     await session.execute(
         update(DeadLetter)
         .where(DeadLetter.run_id == run.id, DeadLetter.replayed_at.is_(None))
         .values(replayed_at=func.clock_timestamp())
     )
     return await _changed(session, run, "run.retry_requested", by, payload)
+
+
+async def _ask_again(session: AsyncSession, run: ProjectRun) -> None:
+    """Open the questions that the end of a run left without an answer; their time begins anew."""
+    unanswered = Question.status.in_((QuestionStatus.WITHDRAWN, QuestionStatus.EXPIRED)) & Question.answer.is_(None)
+    # A budget question stood for a limit as it was; the retry says what the limits are now.
+    query = select(Question).where(Question.run_id == run.id, Question.kind != QuestionKind.BUDGET, unanswered)
+    for question in await session.scalars(query.order_by(Question.created_at).with_for_update()):
+        question.status, question.answered_at = QuestionStatus.OPEN, None
+        if question.due_at is not None:
+            question.due_at = func.clock_timestamp() + (question.due_at - question.created_at)
+        asked: dict[str, Any] = {"id": str(question.id), "key": question.key, "text": question.text}
+        asked |= {"question_kind": question.kind}
+        asked |= {"options": question.options, "default": question.default, "asked_by": question.asked_by}
+        events.record(session, run, "question.asked", asked)
 
 
 def requeue(session: AsyncSession, run: ProjectRun) -> None:
@@ -302,6 +323,20 @@ def _raise_limits(run: ProjectRun, limits: Limits) -> None:
             message = f"must be more than the {spent} that run {run.number} has already spent"
             raise Invalid(f"budget.{name} {message}.", faults=[Fault(f"/budget/{name}", message)])
         setattr(run, f"limit_{name}", wanted)
+
+
+async def _is_abandoned(session: AsyncSession, run: ProjectRun) -> bool:
+    """Whether nobody may write for a run any more: its lease is over or was given back."""
+    over = func.coalesce(ProjectRun.lease_expires_at < func.clock_timestamp(), True)
+    return bool(await session.scalar(select(over).where(ProjectRun.id == run.id)))
+
+
+async def _take_from_its_worker(session: AsyncSession, run: ProjectRun) -> None:
+    """Fence a worker off that may only be frozen, and settle what it had in flight."""
+    run.lease_epoch += 1
+    run.lease_owner, run.lease_expires_at = None, None
+    await session.flush()
+    await ledger.settle_lost(session, run)
 
 
 async def _end_stopped(session: AsyncSession, run: ProjectRun, by: str) -> None:

@@ -16,10 +16,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from celery import Celery
-from celery.signals import setup_logging
+from celery.signals import setup_logging, task_received
 from celery.worker import state
 
 from backend import logs
+from backend.adapters.crashes import crash_point
 from backend.settings import Settings
 from backend.worker.broker import EXECUTE, make_app
 
@@ -41,6 +42,7 @@ def run(settings: Settings) -> int:
     assert settings.redis_url is not None
     logs.setup(settings.log_level)
     setup_logging.connect(_keep_logs, weak=False)
+    task_received.connect(_received, weak=False)
     app = make_app(settings)
     waker = Waker(settings.redis_url.get_secret_value())
     loop = LoopThread(settings, CeleryBell(app, waker), waker)
@@ -87,6 +89,11 @@ def _leave(hears: int, loop: LoopThread, patience: float) -> None:
 
 def _keep_logs(**_: Any) -> None:
     """Celery leaves the logging of this process alone."""
+
+
+def _received(**_: Any) -> None:
+    """A doorbell has come and is not acknowledged yet."""
+    crash_point("received")
 
 
 def _register(app: Celery, execute_run: Callable[[str], None]) -> None:

@@ -16,6 +16,7 @@ import asyncpg
 
 from backend.adapters import crashes, vitals
 from backend.adapters.bus import Waker
+from backend.adapters.crashes import crash_point
 from backend.adapters.db.engine import connect, sessions_of
 from backend.adapters.db.pool import open_pool
 from backend.adapters.llm.gateway import Gateway
@@ -55,6 +56,7 @@ class LoopThread:
 
     def execute(self, run_id: str) -> None:
         """Drive one slice of a run; returns when it is over, and never raises: the run's row tells how it went."""
+        crash_point("heard")
         if not self._leaving:
             asyncio.run_coroutine_threadsafe(self._guarded(UUID(run_id)), self._loop).result()
 

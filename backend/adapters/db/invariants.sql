@@ -16,6 +16,10 @@ SELECT run_id, status, why FROM v_stuck_runs;
 SELECT id AS run_id, reserved_tokens, reserved_usd, lease_owner FROM project_runs
 WHERE ended_at IS NOT NULL AND (reserved_tokens > 0 OR reserved_usd > 0 OR lease_owner IS NOT NULL);
 
+-- name: answerable | Nobody is asked by a run that has ended.
+SELECT q.run_id, q.id AS question_id, q.key, r.status FROM questions q JOIN project_runs r ON r.id = q.run_id
+WHERE q.status = 'OPEN' AND r.ended_at IS NOT NULL;
+
 -- name: active | A project names the run that is on its way, and no other.
 SELECT p.id AS project_id, p.active_run_id, r.id AS run_id, r.status
 FROM projects p JOIN project_runs r ON r.project_id = p.id
@@ -134,11 +138,22 @@ WITH claims AS (
 SELECT c.run_id, c.seq, c.before, c.epoch, r.lease_epoch FROM claims c JOIN project_runs r ON r.id = c.run_id
 WHERE c.epoch <= c.before OR c.epoch > r.lease_epoch;
 
--- name: fenced | No call was begun under a lease after a later claim.
-SELECT c.run_id, c.id AS call_id, c.lease_epoch, e.payload ->> 'epoch' AS later
-FROM model_calls c JOIN events e ON e.run_id = c.run_id
-WHERE e.type IN ('run.started', 'run.resumed') AND (e.payload ->> 'epoch')::bigint > c.lease_epoch
-    AND e.occurred_at < c.created_at;
+-- What a worker records under its fence names its process, and so does each claim; the numbers of events tell their order.
+-- name: fenced | What a worker records of a run comes from the worker that claimed it last.
+WITH told AS (
+    SELECT run_id, seq, type, instance, payload ->> 'owner' AS owner,
+        count(*) FILTER (WHERE type IN ('run.started', 'run.resumed')) OVER (PARTITION BY run_id ORDER BY seq) AS claim
+    FROM events
+    WHERE type IN ('run.started', 'run.resumed') OR (source = 'engine' AND type IN ('node.finished', 'model.called',
+        'command.finished', 'commit.created', 'gate.decided', 'comment.added', 'task.created', 'task.moved'))
+)
+SELECT t.run_id, t.seq, t.type, t.instance, c.owner
+FROM told t JOIN told c ON c.run_id = t.run_id AND c.claim = t.claim AND c.type IN ('run.started', 'run.resumed')
+WHERE t.type NOT IN ('run.started', 'run.resumed') AND t.instance <> c.owner;
+
+-- name: begun | No call was begun under a lease that nobody had.
+SELECT c.run_id, c.id AS call_id, c.lease_epoch, r.lease_epoch AS now_at
+FROM model_calls c JOIN project_runs r ON r.id = c.run_id WHERE c.lease_epoch > r.lease_epoch;
 
 -- name: reservations | What is held for a call belongs to the lease that drives its run now.
 SELECT c.run_id, c.id AS call_id, c.lease_epoch, r.lease_epoch AS now_at, r.status

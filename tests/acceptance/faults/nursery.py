@@ -1,4 +1,8 @@
-"""Workers by fork: everything is imported once, so that a storm can start hundreds of them."""
+"""Workers and apis by fork: everything is imported once, so that a storm can start hundreds of them.
+
+What a process becomes is named in its environment: a worker, or with `NURSERY_ROLE=api` an api on `COMPANY_PORT`;
+with `NURSERY_CLOCK_SECONDS` its wall clock is off by so much (see `clocks`).
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,9 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+from tests.acceptance.faults import clocks
 
 ROOT = Path(__file__).parents[3]
 _PARENT_DEATH = 1
@@ -37,7 +44,7 @@ class Nursery:
         self.alive: list[int] = []
 
     def start(self, environment: Mapping[str, str]) -> int:
-        """Start a worker; returns its process id."""
+        """Start a worker or an api; returns its process id."""
         assert self._parent.stdin is not None
         assert self._parent.stdout is not None
         self._parent.stdin.write(json.dumps(dict(environment)) + "\n")
@@ -73,10 +80,11 @@ class Nursery:
 
 
 def _serve() -> None:
+    clocks.install()
     # The gateway imports its client when a model is first called.
     import langchain_openai
 
-    from backend.settings import Settings
+    from backend.cli import server
     from backend.worker import app, bell, loop
 
     assert bell
@@ -93,8 +101,19 @@ def _serve() -> None:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             os.environ.update(json.loads(line))
             sys.path[:0] = os.environ["PYTHONPATH"].split(":")
-            os._exit(app.run(Settings()))
+            clocks.shift(float(os.environ.get("NURSERY_CLOCK_SECONDS", 0)))
+            os._exit(_be(server, app))
         os.write(1, f"{child}\n".encode())
+
+
+def _be(server: Any, app: Any) -> int:
+    from backend.settings import Settings
+
+    if os.environ.get("NURSERY_ROLE") != "api":
+        code: int = app.run(Settings())
+        return code
+    server.serve(Settings())
+    return 0
 
 
 if __name__ == "__main__":

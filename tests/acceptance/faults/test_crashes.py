@@ -2,32 +2,51 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import signal
+from uuid import UUID
 
 import pytest
 
-from tests.acceptance.faults.conftest import Crew
+from backend.adapters.db.engine import transaction
+from backend.operations import questions
+from tests.acceptance.faults import numbers
+from tests.acceptance.faults.conftest import ROOT, Crew
 from tests.acceptance.faults.nursery import Nursery
+from tests.integration.engine.conftest import RecordingBell
 
 CALLS = 16
 PARALLEL = 3
-POINTS = (
-    "claim",
-    "reserve:3",
-    "response:3",
-    "booked:3",
-    "writes:2",
-    "transaction",
-    "written:2",
-    "checkpoint:2",
-    "committed:2",
-    "final",
-)
-"""After the claim; a call is reserved, answered, booked; before, in and after the commit of one of parallel tasks,
-which lies between the writes and the checkpoint of its superstep; before and after that checkpoint; at the end."""
+SUPERSTEPS = 7
+POINTS = {
+    "received": ("received", "received"),
+    "heard": ("heard", "heard"),
+    "claim": ("claim", "claim"),
+    "reserve": ("reserve:3", "reserve"),
+    "response": ("response:3", "response"),
+    "booked": ("booked:3", "booked:2"),
+    "writes": ("writes:2", "writes"),
+    "transaction": ("transaction", "transaction"),
+    "written": ("written:2", "written"),
+    "checkpoint": ("checkpoint:2", "checkpoint"),
+    "committed": ("committed:2", "committed"),
+    "hold": ("hold", "hold"),
+    "final": ("final",),
+}
+"""Each point, as it is armed for the first death and for the second: a doorbell has come, is acknowledged; the run is
+claimed; a call is reserved, answered, booked; before, in and after the commit of one of parallel tasks, which lies
+between the writes and the checkpoint of its superstep; before and after that checkpoint; before a run is held for a
+question; after its end is written, which happens once."""
 
-TWICE = ("claim", "reserve:3", "response:3")
+IN_THE_LAST_NODE = {
+    "before its commit": (f"checkpoint:{SUPERSTEPS}", "checkpoint"),
+    "after its commit": (f"committed:{SUPERSTEPS}",),
+}
+CASES = [pytest.param(point, armed, id=point) for point, armed in POINTS.items()]
+CASES += [pytest.param(point, armed, id=f"last node {point}") for point, armed in IN_THE_LAST_NODE.items()]
+_twins: dict[str, list[tuple[object, ...]]] = {}
+"""What runs come to that nothing happens to, by brief."""
 
 
 async def test_a_run_is_driven_by_a_real_worker(crew: Crew) -> None:
@@ -39,25 +58,66 @@ async def test_a_run_is_driven_by_a_real_worker(crew: Crew) -> None:
     await crew.check()
 
 
-@pytest.mark.parametrize("point", POINTS)
-async def test_a_worker_that_dies_at_a_named_point_loses_and_repeats_nothing(
-    crew: Crew, nursery: Nursery, point: str
-) -> None:
-    run_id, deaths = await crew.run(), 0
-    for _ in range(2 if point in TWICE else 1):
-        await nursery.gone(nursery.start(crew.environment | {"COMPANY_ENGINE__CRASH_AT": point}), 60)
-        deaths += 1
-    nursery.start(crew.environment)
+def named_points() -> set[str]:
+    """The points that the product's code names."""
+    found = set()
+    texts = [path.read_text() for path in (ROOT / "backend").rglob("*.py")]
+    for text in (text for text in texts if "crash_point(" in text):
+        for call in ast.walk(ast.parse(text)):
+            if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "crash_point":
+                assert isinstance(call.args[0], ast.Constant)
+                found.add(str(call.args[0].value))
+    return found
+
+
+def test_every_point_that_the_code_names_is_died_at() -> None:
+    assert named_points() == set(POINTS)
+
+
+async def _answer(crew: Crew) -> None:
+    """Answer the question of a run, once it is asked."""
+    while not (found := await crew.query("SELECT id FROM questions WHERE status = 'OPEN'")):
+        await asyncio.sleep(0.05)
+    async with transaction(crew.sessions, RecordingBell()) as session:
+        await questions.answer(session, found[0][0], "blue", by="ada")
+
+
+async def _finish(crew: Crew, run_id: UUID, brief: str) -> None:
+    if "question" in brief:
+        await _answer(crew)
     await crew.ended(run_id)
+
+
+async def _twin_of(crew: Crew, brief: str) -> list[tuple[object, ...]]:
+    if brief not in _twins:
+        twin = await crew.run(brief)
+        await _finish(crew, twin, brief)
+        _twins[brief] = await crew.story(twin)
+    return _twins[brief]
+
+
+@pytest.mark.parametrize("times", [1, 2] if numbers.FULL else [2])
+@pytest.mark.parametrize(("point", "armed"), CASES)
+async def test_a_worker_that_dies_at_a_named_point_loses_and_repeats_nothing(
+    crew: Crew, nursery: Nursery, point: str, armed: tuple[str, ...], times: int
+) -> None:
+    brief = "a question" if point == "hold" else "go"
+    run_id, deaths = await crew.run(brief), 0
+    for place in armed[:times]:
+        await nursery.gone(nursery.start(crew.environment | {"COMPANY_ENGINE__CRASH_AT": place}), 60)
+        deaths += 1
+        await crew.let_leases_end()
+    nursery.start(crew.environment)
+    await _finish(crew, run_id, brief)
     assert await crew.query("SELECT status FROM project_runs") == [("COMPLETED",)], crew.log()
     await crew.check()
     # Only calls that were in flight when a worker died may be asked again, and the ceiling of each is booked.
     cut = (await crew.query("SELECT count(*) FROM model_calls WHERE status = 'failed'"))[0][0]
     assert cut <= PARALLEL * deaths
     assert sum(crew.asked.values()) <= CALLS + cut
-    twin = await crew.run()
-    await crew.ended(twin)
-    assert await crew.story(run_id) == await crew.story(twin)
+    assert await crew.story(run_id) == await _twin_of(crew, brief)
+    where = point if point in POINTS else f"last node, {point}"
+    numbers.report(f"kill at: {where}", deaths, min(times, len(armed)), "kills", graph="chain", calls_cut=cut)
 
 
 async def test_a_worker_that_is_asked_to_leave_gives_its_runs_back(crew: Crew) -> None:

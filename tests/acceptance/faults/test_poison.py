@@ -46,7 +46,7 @@ async def test_a_node_that_takes_its_worker_down_is_given_up_after_so_many_claim
 ) -> None:
     poisoned = await crew.run(f"a node that {way}")
     others, deaths = await _until_ended(crew, nursery, poisoned)
-    numbers.report(f"poison that {way}", workers_taken_down=deaths, other_runs=len(others))
+    numbers.report(f"poison: {way}", deaths, MAX_CLAIMS, "workers taken down", other_runs=len(others))
     assert await crew.query(_CLAIMS, poisoned) == [(MAX_CLAIMS,)]
     # Each of them took a worker down, and so did the one that got as far as the node.
     assert deaths > MAX_CLAIMS
@@ -59,7 +59,7 @@ async def test_a_node_that_takes_its_worker_down_is_given_up_after_so_many_claim
 async def test_a_node_that_eats_all_memory_fails_its_run_and_no_other(crew: Crew, nursery: Nursery) -> None:
     poisoned = await crew.run("a node that eats")
     others, deaths = await _until_ended(crew, nursery, poisoned)
-    numbers.report("poison that eats", workers_taken_down=deaths, other_runs=len(others))
+    numbers.report("poison: eats", 1, 1, "runs", workers_taken_down=deaths, other_runs=len(others))
     found = await crew.query("SELECT status, error FROM project_runs WHERE id = $1", poisoned)
     assert found[0][0] == "FAILED"
     assert "confirm" in found[0][1] or "MemoryError" in found[0][1], found

@@ -54,7 +54,7 @@ async def test_a_storm_of_kills_loses_and_repeats_nothing(crew: Crew, nursery: N
         killed += 1
     made += [await crew.run() for _ in range(max(0, most - len(made)))]
     await crew.ended(*made, seconds=240)
-    numbers.report("kill storm", kills=killed, kills_of_busy_workers=hit, runs=len(made))
+    numbers.report("kill storm", killed, wanted, "kills", of_busy_workers=hit, runs=len(made))
     assert killed >= wanted
     assert hit >= wanted // 2
     assert len(made) >= most
@@ -83,7 +83,7 @@ async def test_a_rolling_restart_repeats_nothing(crew: Crew, nursery: Nursery) -
             await nursery.gone(pid, 30)
             drained += 1
     await crew.ended(*made, seconds=120)
-    numbers.report("drain", runs=len(made), workers_restarted=drained)
+    numbers.report("drain", len(made), wanted, "runs", workers_restarted=drained)
     assert drained == len(first)
     assert set(await crew.query("SELECT status FROM project_runs")) == {("COMPLETED",)}, crew.log()
     assert sum(crew.asked.values()) == CALLS * len(made)
@@ -115,8 +115,8 @@ async def test_people_who_steer_at_once_make_no_illegal_move(crew: Crew, nursery
         await steer(run_id, "resume")
         await steer(run_id, "retry")
     await crew.ended(*made)
-    counts = {"controls": len(verbs), "obeyed": raced["done"], "refused": raced["refused"], "runs": len(made)}
-    numbers.report("control races", **counts, resumed_or_retried_afterwards=told["done"])
+    counts = {"obeyed": raced["done"], "refused": raced["refused"], "runs": len(made)}
+    numbers.report("control races", len(verbs), 200 * numbers.of(50), "calls", **counts, retried_after=told["done"])
     assert sum(raced.values()) == len(verbs)
     assert sum(told.values()) == 2 * len(made)
     ends = set(await crew.query("SELECT status FROM project_runs"))

@@ -60,7 +60,8 @@ async def test_workers_that_are_frozen_four_at_once_write_nothing_when_they_wake
     await crew.ended(*made, seconds=240)
     lost = (await crew.query("SELECT count(*) FROM events WHERE type = 'run.lease_lost'"))[0][0]
     again = (await crew.query("SELECT count(*) FROM model_calls WHERE status = 'failed'"))[0][0]
-    numbers.report("zombies", freezes=frozen, of_them_with_a_run=hit, takeovers=lost, calls_cut=again, runs=len(made))
+    counts = {"freezes in all": frozen, "takeovers": lost, "calls cut": again, "runs": len(made)}
+    numbers.report("zombies", hit, wanted, "freezes with a run", **counts)
     assert silent == [], "a frozen worker keeps its locks"
     assert lost >= hit // 2
     assert set(await crew.query("SELECT status FROM project_runs")) == {("COMPLETED",)}, crew.log()
@@ -81,7 +82,7 @@ async def test_fifty_doorbells_at_once_give_a_run_one_owner(crew: Crew, nursery:
     await asyncio.gather(*(bell.ring(run_id) for _ in range(BELLS)))
     await crew.ended(run_id)
     await bell.close()
-    numbers.report("doorbells", bells=BELLS, owners=(await crew.query(_OWNERS, run_id))[0][0])
+    numbers.report("doorbells", BELLS, BELLS, "at once", owners=(await crew.query(_OWNERS, run_id))[0][0])
     assert await crew.query(_OWNERS, run_id) == [(1,)]
     assert await crew.query("SELECT lease_epoch FROM project_runs WHERE id = $1", run_id) == [(1,)]
     assert sum(crew.asked.values()) == 2 * CALLS

@@ -170,6 +170,18 @@ async def test_a_question_is_answered_once(session: AsyncSession, make_run: Make
     await refused(session, update(Question).values(status="OPEN"), "keeps its answer")
 
 
+@pytest.mark.parametrize("status", ["WITHDRAWN", "EXPIRED"])
+async def test_a_question_that_nobody_answered_may_be_open_again(
+    session: AsyncSession, make_run: MakeRun, status: str
+) -> None:
+    run = await make_run(session)
+    session.add(Question(run_id=run.id, key="which", kind="clarification", asked_by="pm", text="Which?", status=status))
+    await session.flush()
+    await refused(session, update(Question).values(status="OPEN", answer="This"), "keeps its answer")
+    await refused(session, update(Question).values(status="WITHDRAWN", answer="This"), "keeps its answer")
+    await session.execute(update(Question).values(status="OPEN", answered_at=None))
+
+
 async def test_a_settled_call_keeps_what_it_cost_and_may_still_lose_its_replay(
     session: AsyncSession, make_run: MakeRun
 ) -> None:

@@ -16,11 +16,11 @@ from tests.conftest import MakeRun
 
 HISTORY = (
     ("run.created", {}),
-    ("run.started", {"epoch": 1}),
+    ("run.started", {"epoch": 1, "owner": "host/1"}),
     ("task.created", {"key": "a", "status": "READY"}),
     ("node.finished", {"node": "plan", "visit": 1}),
     ("task.moved", {"key": "a", "from": "READY", "to": "IN_PROGRESS"}),
-    ("run.resumed", {"epoch": 2}),
+    ("run.resumed", {"epoch": 2, "owner": "host/1"}),
 )
 
 
@@ -35,7 +35,8 @@ async def run(session: AsyncSession, make_run: MakeRun) -> ProjectRun:
     project = await session.get_one(Project, run.project_id)
     project.active_run_id, project.spent_usd = run.id, Decimal(1)
     for seq, (event_type, payload) in enumerate(HISTORY, 1):
-        session.add(Event(run_id=run.id, seq=seq, type=event_type, payload=payload, source="engine"))
+        session.add(Event(run_id=run.id, seq=seq, type=event_type, payload=payload, source="engine",
+                          instance="host/1"))  # fmt: skip
         await session.flush()
     session.add(
         Task(run_id=run.id, key="a", title="A", kind="feature", assigned_role="developer", status="IN_PROGRESS")
@@ -58,6 +59,9 @@ BREAKS = {
     "claimable": "UPDATE project_runs SET status = 'QUEUED'",
     "stuck": "UPDATE project_runs SET lease_expires_at = now() - interval '1 hour'",
     "let-go": "UPDATE project_runs SET ended_at = now()",
+    "answerable": "WITH asked AS (INSERT INTO questions (id, tenant_id, run_id, key, kind, asked_by, text, options,"
+    " on_expiry) SELECT gen_random_uuid(), tenant_id, id, 'k', 'clarification', 'pm', 'Which?', '[]', 'stop'"
+    " FROM project_runs) UPDATE project_runs SET status = 'COMPLETED', ended_at = now()",
     "active": "UPDATE projects SET active_run_id = NULL",
     "buried": "UPDATE project_runs SET status = 'FAILED', stop_reason = 'poisoned'",
     "visits": "INSERT INTO events (tenant_id, run_id, seq, type, source, payload)"
@@ -75,7 +79,8 @@ BREAKS = {
     "end-told": "UPDATE events SET type = 'run.completed' WHERE seq = 6",
     "task-moves": "UPDATE tasks SET status = 'DONE'",
     "epochs": "UPDATE events SET payload = '{\"epoch\": 1}' WHERE seq = 6",
-    "fenced": "UPDATE model_calls SET lease_epoch = 1 WHERE ordinal = 1",
+    "fenced": "UPDATE events SET instance = 'host/2' WHERE seq = 4",
+    "begun": "UPDATE model_calls SET lease_epoch = 3 WHERE ordinal = 1",
     "reservations": "UPDATE model_calls SET lease_epoch = 1 WHERE ordinal = 2",
 }
 """A write for each invariant that nothing of ours does, and that breaks it (and maybe others)."""
@@ -97,6 +102,7 @@ MORE_BREAKS = [
     ("end-told", "UPDATE project_runs SET status = 'FAILED', ended_at = now()"),
     ("task-moves", 'UPDATE events SET payload = payload || \'{"from": "BLOCKED"}\' WHERE seq = 5'),
     ("task-moves", "DELETE FROM tasks"),
+    ("fenced", 'UPDATE events SET payload = \'{"epoch": 1, "owner": "host/2"}\' WHERE seq = 2'),
     ("epochs", "UPDATE project_runs SET lease_epoch = 1"),
 ]
 

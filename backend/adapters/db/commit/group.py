@@ -11,8 +11,8 @@ from backend.adapters.db.commit.rows import (
     EVENT_RECORD,
     INSERTS,
     Insert,
-    close_project,
     ended,
+    ending,
     events_json,
     told_of,
     worked,
@@ -95,9 +95,9 @@ _GIVEN_AT_THE_END: _Columns = _GIVEN | {
 
 
 @lru_cache(maxsize=256)
-def _text(kinds: tuple[Insert, ...], ending: str | None, *, several: bool) -> str:
+def _text(kinds: tuple[Insert, ...], end: str | None, *, several: bool) -> str:
     """The statement for rows of these kinds: the same text each time, which both sides know already."""
-    columns = _GIVEN if ending is None else _GIVEN_AT_THE_END
+    columns = _GIVEN if end is None else _GIVEN_AT_THE_END
     array = "[]" if several else ""
     listed = ", ".join(f"${n}::{column_type}{array}" for n, (column_type, _) in enumerate(columns.values(), 1))
     given = f"SELECT * FROM unnest({listed}) WITH ORDINALITY" if several else f"SELECT {listed}, 1::bigint"
@@ -109,7 +109,7 @@ def _text(kinds: tuple[Insert, ...], ending: str | None, *, several: bool) -> st
             "SELECT g.* FROM given g JOIN project_runs r ON r.id = g.run_id FOR NO KEY UPDATE OF r SKIP LOCKED"
         )
     parts["go"] = (
-        f"UPDATE project_runs r SET {', '.join(_changes(ending))} FROM {'free' if several else 'given'} g"
+        f"UPDATE project_runs r SET {', '.join(_changes(end))} FROM {'free' if several else 'given'} g"
         " WHERE r.id = g.run_id AND r.lease_epoch = g.epoch AND r.head_checkpoint_id IS NOT DISTINCT FROM g.parent_id"
         " RETURNING g.n, r.id, r.tenant_id, r.project_id, r.correlation_id, r.event_seq - g.told AS before"
     )
@@ -118,8 +118,8 @@ def _text(kinds: tuple[Insert, ...], ending: str | None, *, several: bool) -> st
         " FROM go JOIN given g ON g.n = go.n"
     )
     parts |= {kind.part: kind.text(f"${n}") for n, kind in enumerate(kinds, len(columns) + 1)}
-    if ending is not None:
-        parts["closed_project"] = close_project(ending)
+    if end is not None:
+        parts |= ending(end)
     parts["logged"] = (
         f"{INSERT_EVENTS} SELECT go.tenant_id, go.project_id, go.id, go.before + e.k, e.type, 'engine',"
         f" ${instance}::text, go.correlation_id, e.payload"
@@ -129,7 +129,7 @@ def _text(kinds: tuple[Insert, ...], ending: str | None, *, several: bool) -> st
     return f"WITH {', '.join(f'{name} AS ({part})' for name, part in parts.items())} SELECT n FROM go"
 
 
-def _changes(ending: str | None) -> list[str]:
+def _changes(end: str | None) -> list[str]:
     changes = [
         "claims = 0",
         "updated_at = clock_timestamp()",
@@ -138,6 +138,6 @@ def _changes(ending: str | None) -> list[str]:
         "progress = coalesce(g.progress, r.progress)",
         "event_seq = r.event_seq + g.told",
     ]
-    if ending is not None:
-        changes.extend((*ended(f"'{RunStatus(ending)}'", "g.code", "g.error", "g.report"), worked("g.ttl")))
+    if end is not None:
+        changes.extend((*ended(f"'{RunStatus(end)}'", "g.code", "g.error", "g.report"), worked("g.ttl")))
     return changes

@@ -84,9 +84,10 @@ INSERTS = (
     ),
     Insert(
         "questions",
-        lambda rows: rows.questions,
+        # Nobody can answer a run that ends with this commit.
+        lambda rows: [row | {"status": "WITHDRAWN" if rows.end else "OPEN"} for row in rows.questions],
         'id uuid, task_id uuid, key text, kind text, text text, asked_by text, options jsonb, "default" text,'
-        " on_expiry text",
+        " on_expiry text, status text",
         owned="tenant_id, run_id, due_at",
         owners="go.tenant_id, go.id, clock_timestamp() + make_interval(secs => x.due_seconds)",
         besides="due_seconds int",
@@ -120,7 +121,8 @@ def insert_rows(statement: Statement, rows: Rows) -> None:
         if kind.rows(rows):
             statement.part(kind.part, kind.text(statement.arg(kind.json([rows]), "jsonb")))
     if rows.end is not None:
-        statement.part("closed_project", close_project(rows.end["status"]))
+        for name, part in ending(rows.end["status"]).items():
+            statement.part(name, part)
 
 
 def move_tasks(statement: Statement, moves: list[Row]) -> str:
@@ -159,13 +161,14 @@ def close_findings(statement: Statement, rows: Rows) -> list[str]:
     ]
 
 
-def close_project(status: str) -> str:
-    """Let go of the projects of the runs in `go`, which end."""
+def ending(status: str) -> dict[str, str]:
+    """What else is written when the runs in `go` end: nobody is asked any more, and their projects are free."""
     left = "COMPLETED" if status == "COMPLETED" else "FAILED"
-    return (
-        f"UPDATE projects p SET status = '{left}', active_run_id = NULL, version = p.version + 1,"
-        " updated_at = clock_timestamp() FROM go WHERE p.id = go.project_id AND p.active_run_id = go.id"
-    )
+    return {
+        "withdrawn": "UPDATE questions q SET status = 'WITHDRAWN' FROM go WHERE q.run_id = go.id AND q.status = 'OPEN'",
+        "closed_project": f"UPDATE projects p SET status = '{left}', active_run_id = NULL, version = p.version + 1,"
+        " updated_at = clock_timestamp() FROM go WHERE p.id = go.project_id AND p.active_run_id = go.id",
+    }
 
 
 def worked(lease_seconds: str) -> str:

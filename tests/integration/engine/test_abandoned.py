@@ -1,0 +1,134 @@
+"""What nobody looks after is stopped, asked again or driven alone: no run waits for ever or dies for another one."""
+
+from __future__ import annotations
+
+import asyncio
+from uuid import UUID
+
+import pytest
+
+from backend.engine.reaper import Reaper
+from backend.operations import invariants, questions, runs
+from tests.integration.engine.conftest import Company
+
+_LOSE = (
+    "UPDATE project_runs SET status = 'RUNNING', started_at = clock_timestamp(), lease_owner = 'test/dead',"
+    " lease_epoch = lease_epoch + 1, lease_expires_at = clock_timestamp() + make_interval(secs => $2), claims = $3"
+    " WHERE id = $1"
+)
+
+
+async def lose(company: Company, run_id: UUID, *, seconds: float = 0.0, claims: int = 1) -> None:
+    """Let a worker that is dead by now have claimed the run; its lease goes on for so long."""
+    await company.pool.execute(_LOSE, run_id, seconds, claims)
+    await company.pool.execute("UPDATE projects SET status = 'RUNNING' WHERE active_run_id = $1", run_id)
+
+
+async def holds(company: Company) -> None:
+    async with company.sessions() as session:
+        assert [checked for checked in await invariants.check(session) if checked.offences] == []
+
+
+async def test_a_run_whose_worker_died_is_stopped_at_once_and_its_call_in_flight_is_booked(company: Company) -> None:
+    run_id = await company.run()
+    company.transport.gate.clear()
+    driving = asyncio.create_task(company.executor.execute(run_id))
+    await company.until(lambda: company.transport.calls)
+    await company.pool.execute("UPDATE project_runs SET lease_expires_at = clock_timestamp(), lease_owner = 'dead'")
+    await company.operate(runs.stop, run_id, by="ada")
+    row = await company.row(run_id)
+    assert (row["status"], row["requested"], row["reserved_tokens"]) == ("STOPPED_USER", "none", 0)
+    assert row["model_calls"] == 1
+    # The worker was only frozen: what it still has in hand changes nothing.
+    company.transport.gate.set()
+    await asyncio.wait([driving])
+    assert (await company.row(run_id))["event_seq"] == row["event_seq"]
+    await holds(company)
+
+
+async def test_the_reaper_ends_a_run_that_was_to_stop_when_its_worker_dies_before_it_obeys(company: Company) -> None:
+    run_id = await company.run()
+    await lose(company, run_id, seconds=60)
+    await company.operate(runs.stop, run_id, by="ada")
+    reaper = Reaper(company.sessions, company.bell, every=60)
+    await reaper.reap()
+    assert (await company.row(run_id))["status"] == "RUNNING"
+    await company.pool.execute("UPDATE project_runs SET lease_expires_at = clock_timestamp()")
+    await reaper.reap()
+    row = await company.row(run_id)
+    assert (row["status"], row["error"]) == ("STOPPED_USER", "Stopped by ada.")
+
+
+@pytest.mark.parametrize("brief", ["Ask a question.", "Use an interrupt."])
+async def test_a_retry_of_a_run_that_was_stopped_while_it_waited_asks_again(company: Company, brief: str) -> None:
+    run_id = await company.run(brief)
+    await company.executor.execute(run_id)
+    await company.operate(runs.stop, run_id, by="ada")
+    assert await company.pool.fetchval("SELECT status FROM questions") == "WITHDRAWN"
+    await company.operate(runs.retry, run_id, by="ada")
+    await company.executor.execute(run_id)
+    assert (await company.row(run_id))["status"] == "WAITING"
+    found = await company.pool.fetchrow("SELECT id, status FROM questions")
+    assert found["status"] == "OPEN"
+    await company.operate(questions.answer, found["id"], "blue", by="ada")
+    await company.executor.execute(run_id)
+    row = await company.row(run_id)
+    assert row["status"] == "COMPLETED"
+    assert '"confirmed": "blue"' in row["final_report"]
+    asked = "SELECT count(*) FROM events WHERE type = 'question.asked'"
+    assert await company.pool.fetchval(asked) == 2
+    await holds(company)
+
+
+async def test_a_question_that_was_past_due_has_all_of_its_time_again_after_a_retry(company: Company) -> None:
+    run_id = await company.run("Ask a question.")
+    await company.executor.execute(run_id)
+    await company.pool.execute(
+        "UPDATE questions SET created_at = now() - interval '3 hours', due_at = now() - interval '2 hours'"
+    )
+    await Reaper(company.sessions, company.bell, every=60).reap()
+    assert (await company.row(run_id))["status"] == "STOPPED_USER"
+    await company.operate(runs.retry, run_id, by="ada")
+    left = "SELECT status, due_at > now() + interval '50 minutes' AS due FROM questions"
+    assert tuple(await company.pool.fetchrow(left)) == ("OPEN", True)
+
+
+async def test_a_run_that_ends_by_itself_asks_nobody_any_more(company: Company) -> None:
+    run_id = await company.run()
+    await company.pool.execute(
+        "INSERT INTO questions (id, tenant_id, run_id, key, kind, asked_by, text, options, on_expiry)"
+        " SELECT gen_random_uuid(), tenant_id, id, 'late', 'budget', 'pm', 'More?', '[]', 'stop' FROM project_runs"
+    )
+    await company.executor.execute(run_id)
+    assert (await company.row(run_id))["status"] == "COMPLETED"
+    assert await company.pool.fetchval("SELECT status FROM questions") == "WITHDRAWN"
+    await holds(company)
+
+
+async def test_runs_in_their_last_claims_are_driven_one_at_a_time(company: Company) -> None:
+    suspects = [await company.run() for _ in range(3)]
+    for run_id in suspects:
+        await lose(company, run_id, claims=3)
+    healthy = await company.run()
+    await lose(company, healthy, claims=2)
+    company.transport.gate.clear()
+    worker = company.worker("one")
+    driving = [asyncio.create_task(worker.execute(run_id)) for run_id in (*suspects, healthy)]
+
+    async def all_asked() -> bool:
+        return {row["claims"] for row in await company.pool.fetch("SELECT claims FROM project_runs")} == {3, 4}
+
+    await company.until(all_asked)
+    await company.until(lambda: sum(task.done() for task in driving) == 2)
+    claims = [row["claims"] for row in await company.pool.fetch("SELECT claims FROM project_runs ORDER BY claims")]
+    assert claims == [3, 3, 3, 4], "more than one run under suspicion was taken up"
+    driven = set(worker.leases)
+    assert healthy in driven
+    assert len(driven) == 2
+    # As soon as the one gets on, the others are rung for.
+    company.transport.gate.set()
+    await company.until(lambda: set(suspects) - driven <= set(company.bell.rung))
+    await asyncio.gather(*driving)
+    while left := await company.pool.fetch("SELECT id FROM project_runs WHERE ended_at IS NULL"):
+        await asyncio.gather(*(worker.execute(row["id"]) for row in left))
+    assert await company.pool.fetch("SELECT 1 FROM project_runs WHERE status <> 'COMPLETED'") == []
