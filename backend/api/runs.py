@@ -43,6 +43,17 @@ class NewLimits(BaseModel):
     seconds: Annotated[int, Field(ge=1, le=2_592_000, examples=[3600])] | None = None
 
 
+class RunPause(BaseModel):
+    """When a run is to hold."""
+
+    model_config = ConfigDict(extra="forbid")
+    at_once: bool = Field(
+        default=False,
+        description="Before the next model call instead of at the next node edge; commands on their way are cut",
+        examples=[True],
+    )
+
+
 class RunRetry(BaseModel):
     """How a run is retried."""
 
@@ -84,9 +95,12 @@ async def read_run(run_id: UUID, session: Reading) -> Response:
 
 
 @router.post("/{run_id}/pause", response_model=RunView, summary="Pause a run", responses=documented(404, 409, 422))
-async def pause_run(run_id: UUID, command: Posting) -> Response:
-    """Ask a run to hold at its next safe point; asking twice is the same as asking once."""
-    await runs.pause(command.session, run_id, by=command.by)
+async def pause_run(run_id: UUID, command: Posting, body: RunPause | None = None) -> Response:
+    """Ask a run to hold at its next node edge, or at once; nothing is paid twice when it goes on.
+
+    Asking twice is the same as asking once; at once makes more of a pause that was asked for before.
+    """
+    await runs.pause(command.session, run_id, by=command.by, at_once=body is not None and body.at_once)
     return await _answer(command, run_id)
 
 

@@ -136,11 +136,16 @@ def watch(
 
 
 @app.command()
-def pause(run: Run = "last") -> None:
-    """Ask a run to hold at its next safe point."""
+def pause(
+    run: Run = "last",
+    now: Annotated[
+        bool, typer.Option("--now", help="Before the next model call; commands on their way are cut")
+    ] = False,
+) -> None:
+    """Ask a run to hold when its node is done, or now; it goes on exactly there."""
     from backend.cli.steer import order as work
 
-    raise typer.Exit(work("pause", run))
+    raise typer.Exit(work("pause_now" if now else "pause", run))
 
 
 @app.command()

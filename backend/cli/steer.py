@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from decimal import Decimal
 from functools import partial
 from typing import Any
@@ -20,7 +21,12 @@ from backend.operations import budgets, forks, lookups, questions, repositories,
 from backend.settings import Settings
 
 BY = "cli"
-_VERBS = {"pause": runs.pause, "resume": runs.resume, "stop": runs.stop}
+_VERBS: dict[str, Callable[..., Awaitable[ProjectRun]]] = {
+    "pause": runs.pause,
+    "pause_now": partial(runs.pause, at_once=True),
+    "resume": runs.resume,
+    "stop": runs.stop,
+}
 
 
 def order(verb: str, name: str) -> int:

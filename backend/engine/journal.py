@@ -94,10 +94,8 @@ class Books:
     degraded: bool = False
     in_flight: set[asyncio.Task[Exchange]] = field(default_factory=set)
 
-    async def finish_calls(self, *, patience: float | None) -> None:
-        """Wait until every call that was sent is booked; after `patience` seconds cut them and book their ceilings."""
-        if self.in_flight and patience != 0.0:
-            await asyncio.wait(self.in_flight, timeout=patience)
+    async def cut_calls(self) -> None:
+        """Cut every call that is on its way, and book its ceiling."""
         while waiting := list(self.in_flight):
             for task in waiting:
                 task.cancel()

@@ -253,7 +253,7 @@ def test_a_run_is_paused_resumed_and_stopped_while_it_works(up: Up) -> None:
     started = up.shell.run("run", "Build it.", "--json", *up.settings("slow"))
     run_id = json.loads(started.stdout)["run_id"]
     _until(up, run_id, "RUNNING")
-    assert up.shell.run("pause", run_id).returncode == 0
+    assert up.shell.run("pause", run_id, "--now").returncode == 0
     _until(up, run_id, "PAUSED")
     assert up.shell.run("resume", run_id).returncode == 0
     _until(up, run_id, "RUNNING")
