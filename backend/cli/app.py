@@ -127,12 +127,15 @@ def compare(first: Run, second: Run, as_json: Json = False) -> None:
 def watch(
     run: Run = "last",
     after: Annotated[int, typer.Option(min=0, help="Begin after this event")] = 0,
+    tokens: Annotated[
+        bool, typer.Option("--tokens", help="Also what models say, of providers with `stream: true`")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Follow a run to its end; the exit code is that of `company run --wait`."""
     from backend.cli.steer import watch as work
 
-    raise typer.Exit(work(run, after, as_json=as_json))
+    raise typer.Exit(work(run, after, tokens=tokens, as_json=as_json))
 
 
 @app.command()

@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -157,6 +158,7 @@ class Slice:
             transport=executor.transport,
             instance=executor.owner,
             wake=self._wake,
+            say=partial(executor.bell.say, run_id),
             degraded=claimed.degraded,
         )
         self._run_id = run_id
