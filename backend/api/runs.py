@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from decimal import Decimal
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
 from fastapi import APIRouter, Response
@@ -30,7 +30,37 @@ from backend.operations import forks, repositories, runs
 router = APIRouter(prefix="/api/runs", tags=["runs"], route_class=StrictRoute)
 
 _WORDS = {"status": RunStatus, "requested": Request}
-RunView = view_model("RunView", runs.VIEW, **_WORDS, config_snapshot=dict[str, Any], final_report=dict[str, Any])
+
+
+class Range(BaseModel):
+    """Where spend will stand when the run is done, in one unit; money as text."""
+
+    spent: str | int
+    low: str | int
+    high: str | int
+    limit: str | int | None
+    reaches_limit: Literal["no", "possible", "expected"]
+
+
+class Forecast(BaseModel):
+    """What a run will have spent when it is done, from its progress, its spend and its tasks."""
+
+    usd: Range
+    tokens: Range
+    seconds: Range
+    computed: str = Field(description="How the ranges were computed, in a sentence")
+
+
+RunView = view_model(
+    "RunView",
+    runs.VIEW,
+    **_WORDS,
+    config_snapshot=dict[str, Any],
+    final_report=dict[str, Any],
+    forecast=Annotated[
+        Forecast | None, Field(description="What it will have spent when it is done; null: nothing can be said")
+    ],
+)
 RunListed = view_model("RunListed", runs.LISTED, **_WORDS)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from uuid import UUID
 
 from sqlalchemy import func, select, update
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from backend.adapters.db.engine import ring_after_commit
@@ -28,7 +29,11 @@ from backend.domain.run import ENDED, MOVES, Request, RunStatus
 from backend.errors import Conflict, Fault, Invalid, NotFound
 from backend.operations import events, pages, projects
 
-VIEW = pages.View(ProjectRun, leave_out=frozenset({"tenant_id", "idempotency_key"}))
+VIEW = pages.View(
+    ProjectRun,
+    leave_out=frozenset({"tenant_id", "idempotency_key"}),
+    more={"forecast": func.run_forecast(ProjectRun.id, type_=JSONB)},
+)
 LISTED = pages.View(
     ProjectRun,
     leave_out=frozenset({"tenant_id", "idempotency_key", "config_snapshot", "brief", "final_report"}),
@@ -135,6 +140,12 @@ async def start(
     ring_after_commit(session, run.id)
     await session.flush()
     return run
+
+
+async def forecast(session: AsyncSession, run_id: UUID) -> dict[str, Any] | None:
+    """What the run will have spent when it is done, as ranges, and how they are computed; None: nothing can be said."""
+    said: dict[str, Any] | None = await session.scalar(select(func.run_forecast(run_id, type_=JSONB)))
+    return said
 
 
 def check_startable(project: Project) -> None:
