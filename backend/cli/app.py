@@ -127,20 +127,28 @@ def compare(first: Run, second: Run, as_json: Json = False) -> None:
 def watch(
     run: Run = "last",
     after: Annotated[int, typer.Option(min=0, help="Begin after this event")] = 0,
+    tokens: Annotated[
+        bool, typer.Option("--tokens", help="Also what models say, of providers with `stream: true`")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Follow a run to its end; the exit code is that of `company run --wait`."""
     from backend.cli.steer import watch as work
 
-    raise typer.Exit(work(run, after, as_json=as_json))
+    raise typer.Exit(work(run, after, tokens=tokens, as_json=as_json))
 
 
 @app.command()
-def pause(run: Run = "last") -> None:
-    """Ask a run to hold at its next safe point."""
+def pause(
+    run: Run = "last",
+    now: Annotated[
+        bool, typer.Option("--now", help="Before the next model call; commands on their way are cut")
+    ] = False,
+) -> None:
+    """Ask a run to hold when its node is done, or now; it goes on exactly there."""
     from backend.cli.steer import order as work
 
-    raise typer.Exit(work("pause", run))
+    raise typer.Exit(work("pause_now" if now else "pause", run))
 
 
 @app.command()

@@ -14,6 +14,7 @@ from typing import Any
 from uuid import UUID
 
 from sqlalchemy import func, select, update
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from backend.adapters.db.engine import ring_after_commit
@@ -28,7 +29,11 @@ from backend.domain.run import ENDED, MOVES, Request, RunStatus
 from backend.errors import Conflict, Fault, Invalid, NotFound
 from backend.operations import events, ledger, pages, projects
 
-VIEW = pages.View(ProjectRun, leave_out=frozenset({"tenant_id", "idempotency_key"}))
+VIEW = pages.View(
+    ProjectRun,
+    leave_out=frozenset({"tenant_id", "idempotency_key"}),
+    more={"forecast": func.run_forecast(ProjectRun.id, type_=JSONB)},
+)
 LISTED = pages.View(
     ProjectRun,
     leave_out=frozenset({"tenant_id", "idempotency_key", "config_snapshot", "brief", "final_report"}),
@@ -137,6 +142,12 @@ async def start(
     return run
 
 
+async def forecast(session: AsyncSession, run_id: UUID) -> dict[str, Any] | None:
+    """What the run will have spent when it is done, as ranges, and how they are computed; None: nothing can be said."""
+    said: dict[str, Any] | None = await session.scalar(select(func.run_forecast(run_id, type_=JSONB)))
+    return said
+
+
 def check_startable(project: Project) -> None:
     """Raise `Conflict` unless a run of the project may begin now."""
     if project.active_run_id is not None:
@@ -178,19 +189,25 @@ async def _template_of(session: AsyncSession, project: Project) -> ProjectTempla
     return found
 
 
-async def pause(session: AsyncSession, run_id: UUID, *, by: str, tenant_id: UUID = DEFAULT_TENANT) -> ProjectRun:
-    """Ask a run to hold at its next safe point; a run that no worker holds yet is held when one takes it up.
+async def pause(
+    session: AsyncSession, run_id: UUID, *, by: str, at_once: bool = False, tenant_id: UUID = DEFAULT_TENANT
+) -> ProjectRun:
+    """Ask a run to hold: at its next node edge or, `at_once`, before its next model call.
 
-    Asking twice is the same as asking once. Raises `Conflict` when the run has ended or is being stopped.
+    At once, commands on their way are cut, since they can run again; calls on their way are waited for, since they are
+    paid. A run that no worker holds yet is held when one takes it up. Asking twice is the same as asking once; asking
+    for at once makes more of a pause that was asked for before. Raises `Conflict` when the run has ended or is being
+    stopped.
     """
     run = await get(session, run_id, tenant_id=tenant_id, lock=True)
     _refuse_ended(run, "paused")
     if run.requested == Request.STOP:
         raise Conflict(f"Run {run.number} is being stopped; it cannot be paused.")
-    if run.status == RunStatus.PAUSED or run.requested == Request.PAUSE:
+    asked = run.requested == Request.PAUSE
+    if run.status == RunStatus.PAUSED or (asked and (run.pause_at_once or not at_once)):
         return run
-    run.requested = Request.PAUSE
-    return await _changed(session, run, "run.pause_requested", by)
+    run.requested, run.pause_at_once = Request.PAUSE, at_once
+    return await _changed(session, run, "run.pause_requested", by, {"at_once": at_once})
 
 
 async def resume(session: AsyncSession, run_id: UUID, *, by: str, tenant_id: UUID = DEFAULT_TENANT) -> ProjectRun:

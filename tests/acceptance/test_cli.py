@@ -61,7 +61,7 @@ def answers(request: dict[str, Any]) -> Reply:
     model = request["model"]
     if model == "broken":
         return error(401, "no such key")
-    seconds = {"slow": 4, "still": 600}.get(model, 0.01)
+    seconds = {"slow": 5, "still": 600}.get(model, 0.01)
     return text(f"answer to {request['messages'][-1]['content']}").billed(100, 20).after(seconds)
 
 
@@ -250,11 +250,18 @@ def test_a_run_fails_when_no_model_answers_and_can_be_retried(up: Up) -> None:
 
 
 def test_a_run_is_paused_resumed_and_stopped_while_it_works(up: Up) -> None:
-    started = up.shell.run("run", "Build it.", "--json", *up.settings("slow"))
+    started = up.shell.run(
+        "run", "Build it.", "--json", *up.settings("slow", **{"models.providers.local.stream": "true"})
+    )
     run_id = json.loads(started.stdout)["run_id"]
     _until(up, run_id, "RUNNING")
-    assert up.shell.run("pause", run_id).returncode == 0
+    watching = up.shell.start("watch", run_id, "--tokens")
+    assert watching.stdout is not None
+    lines = iter(watching.stdout.readline, b"")
+    assert any("│ answer to".encode() in line for line in lines), "what the models say is shown while they say it"
+    assert up.shell.run("pause", run_id, "--now").returncode == 0
     _until(up, run_id, "PAUSED")
+    assert (watching.wait(timeout=60), watching.stdout.close()) == (7, None)
     assert up.shell.run("resume", run_id).returncode == 0
     _until(up, run_id, "RUNNING")
     assert up.shell.run("stop", run_id).returncode == 0
