@@ -31,6 +31,8 @@ class Leftovers:
     async def remove(self, run_id: UUID) -> bool:
         """Remove the worktrees of a run if it has ended or is gone; twice is the same as once."""
         place = self._trees / str(run_id)
+        if not place.exists():
+            return True
         async with self._sessions.begin() as session:
             ended = await session.execute(
                 select(ProjectRun.ended_at).where(ProjectRun.id == run_id).with_for_update(key_share=True)

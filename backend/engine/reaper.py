@@ -25,12 +25,21 @@ _log = logging.getLogger(__name__)
 AGAIN_SECONDS = 15.0
 """How long a process waits before it rings a second time for a run that nobody has claimed since."""
 _MOST = 500
+_OLDEST = 64
 _FORGOTTEN = text(
-    "SELECT id, lease_epoch FROM project_runs"
-    " WHERE (status = 'RUNNING' AND coalesce(lease_expires_at < clock_timestamp(), true))"
-    " OR (status = 'QUEUED' AND queued_at < clock_timestamp() - make_interval(secs => :grace))"
-    " ORDER BY queued_at LIMIT :most"
+    "(SELECT id, lease_epoch FROM project_runs"
+    " WHERE status = 'RUNNING' AND coalesce(lease_expires_at < clock_timestamp(), true) ORDER BY queued_at LIMIT :most)"
+    " UNION ALL"
+    " (SELECT id, lease_epoch FROM project_runs WHERE status = 'QUEUED'"
+    " AND queued_at < clock_timestamp() - make_interval(secs => CASE WHEN EXISTS (SELECT FROM project_runs"
+    " WHERE status = 'RUNNING' AND started_at > clock_timestamp() - make_interval(secs => :grace))"
+    " THEN :patience ELSE :grace END) ORDER BY queued_at LIMIT :oldest)"
 )
+"""Runs whose lease ran out, and the oldest of those whose doorbell seems lost.
+
+While workers take up other runs the bells of a long queue are on their way: ringing for all of them again would only
+make it longer. Nothing is forgotten by that: those that are rung for are taken up, and others are the oldest then.
+"""
 _ANSWERED = text(
     "SELECT r.id FROM project_runs r WHERE r.status = 'WAITING' AND NOT EXISTS"
     " (SELECT FROM questions q WHERE q.run_id = r.id AND q.status = 'OPEN') LIMIT :most"
@@ -58,7 +67,13 @@ class Reaper:
         await self._close_questions()
         await self._requeue_answered()
         async with self._sessions() as session:
-            found = await session.execute(_FORGOTTEN, {"grace": self._every, "most": _MOST})
+            asked = {
+                "grace": self._every,
+                "patience": max(self._every, AGAIN_SECONDS),
+                "most": _MOST,
+                "oldest": _OLDEST,
+            }
+            found = await session.execute(_FORGOTTEN, asked)
             forgotten = [(row.id, row.lease_epoch) for row in found]
         now = time.monotonic()
         self._rung = {claim: at for claim, at in self._rung.items() if now - at < AGAIN_SECONDS}
