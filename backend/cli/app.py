@@ -292,6 +292,17 @@ def doctor(
 
 
 @app.command()
+def gc(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Tell what would go, and remove nothing")] = False,
+    as_json: Json = False,
+) -> None:
+    """Remove what is kept no longer: COMPANY_RETENTION__CHECKPOINT_DAYS, …ARCHIVED_DAYS, …ORPHAN_DAYS (0: for ever)."""
+    from backend.cli.upkeep import gc as work
+
+    raise typer.Exit(work(dry_run=dry_run, as_json=as_json))
+
+
+@app.command()
 def migrate() -> None:
     """Bring the database to the newest revision and load the templates that ship."""
     from backend.cli.host import migrate as work

@@ -53,6 +53,16 @@ class Leftovers:
         removed = [name for name in _runs(names) if await self.remove(name)]
         return len(removed)
 
+    async def ended(self) -> list[UUID]:
+        """Whose worktrees a sweep would remove: runs that have ended or are gone."""
+        found = _runs(await asyncio.to_thread(self._names))
+        async with self._sessions() as session:
+            alive = await session.scalars(
+                select(ProjectRun.id).where(ProjectRun.id.in_(found), ProjectRun.ended_at.is_(None))
+            )
+            working = set(alive)
+        return [run_id for run_id in found if run_id not in working]
+
     async def keep_sweeping(self, *, every: float) -> None:
         """Sweep until cancelled; what goes wrong costs a warning and a round."""
         while True:
