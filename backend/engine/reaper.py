@@ -99,15 +99,16 @@ class Reaper:
             listed = list(await session.scalars(_ANSWERED, {"most": _MOST}))
         for run_id in listed:
             async with transaction(self._sessions, self._bell) as session:
-                await _go_on(session, await _locked(session, run_id))
+                await go_on(session, await locked(session, run_id))
 
 
-async def _locked(session: AsyncSession, run_id: UUID) -> ProjectRun:
+async def locked(session: AsyncSession, run_id: UUID) -> ProjectRun:
+    """The run as it is now; its row is ours until the transaction ends."""
     return await session.get_one(ProjectRun, run_id, with_for_update={"key_share": True}, populate_existing=True)
 
 
 async def _expire(session: AsyncSession, question_id: UUID, run_id: UUID) -> None:
-    run = await _locked(session, run_id)
+    run = await locked(session, run_id)
     question = await session.get_one(Question, question_id, with_for_update=True, populate_existing=True)
     if question.status != QuestionStatus.OPEN:
         return
@@ -119,12 +120,13 @@ async def _expire(session: AsyncSession, question_id: UUID, run_id: UUID) -> Non
     events.record(session, run, "question.expired", {"key": question.key, "default": takes_default}, source="engine")
     await session.flush()
     if takes_default:
-        await _go_on(session, run)
+        await go_on(session, run)
     else:
         await runs.stop(session, run_id, by=f"expiry of the question {question.key}", tenant_id=run.tenant_id)
 
 
-async def _go_on(session: AsyncSession, run: ProjectRun) -> None:
+async def go_on(session: AsyncSession, run: ProjectRun) -> None:
+    """Put a run back into the queue that waits for nothing any more; the caller holds its row lock."""
     still_open = await session.scalar(
         select(func.count()).where(Question.run_id == run.id, Question.status == QuestionStatus.OPEN)
     )
