@@ -32,8 +32,8 @@ NEXT = (
 
 async def one_answer(database: Any, lines: Lines) -> tuple[float, float]:
     """Milliseconds until the run was taken up, and until its next node was committed."""
-    settings = {"graph": "asking", "sandbox": {"level": "unsafe"}, "people": {"may_ask": True}}
-    settings["models"] = {"default": "scripted", "prices": {"scripted": {"input": 1, "output": 2}}}  # type: ignore[assignment]
+    settings: dict[str, Any] = {"graph": "asking", "sandbox": {"level": "unsafe"}, "people": {"may_ask": True}}
+    settings["models"] = {"default": "scripted", "prices": {"scripted": {"input": 1, "output": 2}}}
     project = await database.fetchval(
         "INSERT INTO projects (name, brief, status, template_slug, template_version, config_patch)"
         " VALUES ('bench', 'question', 'READY', 'local', 1, $1::jsonb) RETURNING id",

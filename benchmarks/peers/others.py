@@ -177,16 +177,29 @@ class LangGraphDev(Peer):
 
     async def prepare(self, count: int) -> list[Any]:
         made = await asyncio.gather(*(self._lines.ask("POST", "/threads", {}) for _ in range(count)))
-        self._busy = 0
         return [answer.json()["thread_id"] for answer in made]
 
     async def submit(self, identity: Any, number: int) -> None:
         body = {"assistant_id": "steps", "input": {"run": number}, "durability": "sync"}
         await self._lines.ask("POST", f"/threads/{identity}/runs", body)
+        self._taken += 1
+
+    async def open(self) -> None:
+        self._lines = Lines(self.port, CONNECTIONS)
+        self._taken = 0
+
+    async def close(self) -> None:
+        self._lines.close()
 
     async def ended(self) -> int:
-        answer = await self._lines.ask("POST", "/threads/count", {"status": "idle", "values": {}})
-        return int(answer.json())
+        """Its threads are busy from the request on until the run is done."""
+        count = {}
+        for status in ("busy", "error"):
+            answer = await self._lines.ask("POST", "/threads/count", {"status": status})
+            count[status] = int(answer.json())
+        if count["error"]:
+            raise RuntimeError(f"{count['error']} runs failed.")
+        return self._taken - count["busy"]
 
 
 class CeleryChain:
