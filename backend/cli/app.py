@@ -291,12 +291,33 @@ def replay_dead_letter(letter: Letter = "last") -> None:
 @app.command()
 def doctor(
     deep: Annotated[bool, typer.Option("--deep", help="Also check every run's rows against the invariants")] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Tell what can be mended by rule, and change nothing")
+    ] = False,
+    apply: Annotated[bool, typer.Option("--apply", help="With --repair: mend it")] = False,
     as_json: Json = False,
 ) -> None:
     """Tell what is there, what is missing and what to do."""
+    if apply and not repair:
+        raise Invalid("--apply belongs to --repair, which tells what it would do when it stands alone.")
+    if repair:
+        from backend.cli.upkeep import repair as mend
+
+        raise typer.Exit(mend(apply=apply, as_json=as_json))
     from backend.cli.look import doctor as work
 
     raise typer.Exit(work(deep=deep, as_json=as_json))
+
+
+@app.command()
+def gc(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Tell what would go, and remove nothing")] = False,
+    as_json: Json = False,
+) -> None:
+    """Remove what is kept no longer: COMPANY_RETENTION__CHECKPOINT_DAYS, …ARCHIVED_DAYS, …ORPHAN_DAYS (0: for ever)."""
+    from backend.cli.upkeep import gc as work
+
+    raise typer.Exit(work(dry_run=dry_run, as_json=as_json))
 
 
 @app.command()
