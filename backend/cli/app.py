@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -22,6 +23,8 @@ app = typer.Typer(
     add_completion=False,
 )
 
+_MOST_BYTES = 2_000_000
+_FILE_NAME = re.compile(r"\.[A-Za-z]{1,10}$")
 Run = Annotated[str, typer.Argument(help="Id of a run, its first letters, or `last`")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else")]
 
@@ -331,14 +334,29 @@ def migrate() -> None:
 def _brief(given: str) -> str:
     """The text of the brief: a file where there is one of this name, standard input for `-`, else the text itself."""
     if given == "-":
-        return _decoded(sys.stdin.buffer.read(2_000_000), "standard input")
-    looks_like_file = "\n" not in given and len(given) < 1_000
-    if looks_like_file and Path(given).is_file():
-        with Path(given).open("rb") as file:
-            return _decoded(file.read(2_000_000), given)
-    if looks_like_file and " " not in given.strip() and ("/" in given or given.endswith((".md", ".txt"))):
-        raise Invalid(f"There is no file {given}.")
+        return _decoded(sys.stdin.buffer.read(_MOST_BYTES), "standard input")
+    if _is_path(given):
+        return _read(Path(given))
+    if not any(map(str.isspace, given)) and ("/" in given or _FILE_NAME.search(given)):
+        raise Invalid(f"There is no file {given}.", code="invalid_brief")
     return given
+
+
+def _is_path(given: str) -> bool:
+    try:
+        return bool(given) and Path(given).exists()
+    except (OSError, ValueError):  # longer than a name may be, or with a NUL in it: a text
+        return False
+
+
+def _read(path: Path) -> str:
+    if path.is_dir():
+        raise Invalid(f"{path} is a directory; name a file in it, or write the brief itself.", code="invalid_brief")
+    try:
+        with path.open("rb") as file:
+            return _decoded(file.read(_MOST_BYTES), str(path))
+    except OSError as error:
+        raise Invalid(f"The brief in {path} cannot be read ({error.strerror}).", code="invalid_brief") from error
 
 
 def _decoded(body: bytes, source: str) -> str:

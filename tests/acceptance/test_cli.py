@@ -143,7 +143,10 @@ def test_every_end_has_an_exit_code_of_its_own() -> None:
     [
         (["run", ""], 2, "empty"),
         (["run", sys.executable], 2, "UTF-8"),
-        (["run", "missing.md"], 2, "no file missing.md"),
+        (["run", "missing.rst"], 2, "no file missing.rst"),
+        (["run", "."], 2, "is a directory"),
+        (["run", "/dev/zero"], 2, "NUL"),
+        (["run", "Build it, and build it well. " * 20], 1, "company up"),
         (["run", "A thing"], 1, "company up"),
         (["run", "A thing", "--set", "parallelism"], 2, "KEY=VALUE"),
         (["run", "A thing", "--budget-usd", "nan"], 2, "above 0"),
