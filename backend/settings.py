@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, SecretStr
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
+
+from backend.errors import Fault, Invalid
 
 
 class EngineSettings(BaseModel):
@@ -79,6 +81,22 @@ class Settings(BaseSettings):
     engine: EngineSettings = EngineSettings()
     retention: RetentionSettings = RetentionSettings()
 
+    def __init__(self, **values: Any) -> None:
+        """Read the environment; raises `Invalid` with the names of the variables that do not fit, not their values."""
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            faults = [
+                Fault(_variable(fault["loc"]), f"{_variable(fault['loc'])}: {fault['msg']}.")
+                for fault in error.errors(include_input=False, include_url=False)
+            ]
+            message = " ".join(fault.message for fault in faults)
+            raise Invalid(
+                f"The environment does not fit. {message}", code="invalid_environment", faults=faults
+            ) from None
+        except SettingsError as error:
+            raise Invalid(f"The environment cannot be read: {error}.", code="invalid_environment") from None
+
     def for_child(self, *, database_url: str, redis_url: str) -> dict[str, str]:
         """The environment of a child process that is to see these servers and this state directory."""
         return os.environ | {
@@ -86,6 +104,12 @@ class Settings(BaseSettings):
             "DATABASE_URL": database_url,
             "REDIS_URL": redis_url,
         }
+
+
+def _variable(place: tuple[int | str, ...]) -> str:
+    """The name of the environment variable that a place in the settings is read from."""
+    name = "__".join(str(part) for part in place)
+    return name if name.isupper() else f"COMPANY_{name.upper()}"
 
 
 def provider_key(variable: str) -> SecretStr | None:

@@ -65,7 +65,9 @@ def demo() -> None:
 
 @app.command()
 def up(
-    port: Annotated[int | None, typer.Option(help="Port of the API; 0 takes any that is free")] = None,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65_535, help="Port of the API; 0 takes any that is free")
+    ] = None,
     workers: Annotated[int, typer.Option(min=1, max=64, help="Worker processes")] = 1,
 ) -> None:
     """Run database, broker, api and worker until Ctrl-C."""

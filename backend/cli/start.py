@@ -16,6 +16,7 @@ from backend.cli import follow, host
 from backend.cli.place import Company, do
 from backend.cli.screen import screen
 from backend.domain.config import Patch
+from backend.domain.run import RunStatus
 from backend.engine.embedded import attach
 from backend.errors import Unavailable
 from backend.operations import projects, reports, repositories, runs
@@ -94,7 +95,8 @@ def tell(console: Console, facts: dict[str, Any]) -> None:
     spent, report = facts["spent"], facts["report"] or {}
     console.print()
     console.print(Text(f"Run {facts['number']} is {facts['status']}.", style="bold"))
-    headline = report.get("headline") or facts["error"]
+    # A headline is the words of a model: of a run that did not complete, the reason is told instead.
+    headline = report.get("headline") if facts["status"] == RunStatus.COMPLETED else facts["error"]
     if headline:
         console.print(Text(f"  {headline}"))
     done = ", ".join(f"{count} {status.lower()}" for status, count in facts["tasks"].items())

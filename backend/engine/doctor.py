@@ -14,7 +14,7 @@ from backend.adapters.db.engine import connect, sessions_of
 from backend.adapters.sandbox import Sandbox
 from backend.domain.config import RunConfig, SandboxConfig
 from backend.engine import health
-from backend.engine.embedded import Addresses, attach, binaries
+from backend.engine.embedded import Addresses, attach, binaries, database, place
 from backend.engine.health import Check
 from backend.errors import CompanyError, Unavailable
 from backend.operations import invariants
@@ -96,8 +96,14 @@ def _startable(settings: Settings) -> Iterator[Check]:
             continue
         try:
             programs = look()
+            data = place.folder_of(settings.home) / "postgres"
+            if name == "database" and (data / "PG_VERSION").exists():
+                database.check_major(programs, data)
         except Unavailable as error:
             yield Check(name, "fail", error.message)
+        except OSError as error:
+            advice = "Give it to this user, or set COMPANY_HOME."
+            yield Check(name, "fail", f"What is in {settings.home} cannot be read: {error.strerror}.", advice)
         else:
             yield Check(
                 name, "ok", f"No company runs in {settings.home}; one would start {program} from {programs.folder}."

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -125,6 +127,10 @@ def storage(home: Path) -> Check:
             probe = home / ".write-check"
             probe.touch()
             probe.unlink()
+        elif not existing.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, f"{existing} is no directory")
+        elif not os.access(existing, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, f"nothing can be made in {existing}")
     except OSError as error:
         return Check(
             "storage",

@@ -100,7 +100,7 @@ async def test_runs_that_nobody_takes_up_are_told(engine: AsyncEngine, sessions:
 
 def test_a_storage_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    for impossible in (Path("/proc"), tmp_path / "file"):
+    for impossible in (Path("/proc"), tmp_path / "file", tmp_path / "file" / "company"):
         check = health.storage(impossible)
         assert (check.status, check.sentence.split(":")[0]) == (
             "fail",
@@ -128,6 +128,14 @@ async def test_a_company_that_is_not_started_is_told_what_would_be(tmp_path: Pat
     }
     assert "would start PostgreSQL" in checks["database"].sentence
     assert list(tmp_path.iterdir()) == []
+
+
+async def test_data_of_another_major_version_are_told_before_anything_is_started(tmp_path: Path) -> None:
+    data = tmp_path / "embedded" / "postgres"
+    data.mkdir(parents=True)
+    (data / "PG_VERSION").write_text("16\n")
+    check = by_name(await doctor.servers(embedded_settings(tmp_path)))["database"]
+    assert (check.status, "was written by PostgreSQL 16" in check.sentence) == ("fail", True)
 
 
 async def test_every_part_is_told_in_a_sentence(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from backend.engine.embedded.binaries import CLEAN, major_of
+from backend.engine.embedded.binaries import CLEAN, Binaries, major_of
 from backend.engine.embedded.place import Place
 from backend.engine.embedded.processes import Child, end, run_once, running_in, spawn
 from backend.errors import Unavailable
@@ -93,7 +93,7 @@ def start(
     secret = password(place)
     if not (data / "PG_VERSION").exists():
         _create(place, data, secret, durable=durable)
-    _check_major(place, data)
+    check_major(place.postgres, data)
     end_predecessor(data)
     wanted = port or remembered_port(place, "postgres")
     failure: str | None = None
@@ -146,9 +146,10 @@ def _create(place: Place, data: Path, secret: str, *, durable: bool) -> None:
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def _check_major(place: Place, data: Path) -> None:
+def check_major(programs: Binaries, data: Path) -> None:
+    """Raise `Unavailable` when the data were written by another major version."""
     written = (data / "PG_VERSION").read_text().strip()
-    ours = major_of(Path(place.postgres.program("postgres")))
+    ours = major_of(Path(programs.program("postgres")))
     if written != str(ours):
         raise Unavailable(
             f"The data in {data} was written by PostgreSQL {written}, but this installation brings PostgreSQL {ours}: "

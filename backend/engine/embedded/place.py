@@ -59,7 +59,7 @@ def find(home: Path, *, kinds: Sequence[str] = ("userns", "setuid"), elsewhere: 
     Raises `Unavailable` when the data belongs to somebody else, or nothing works.
     """
     programs = postgres()
-    folder = _folder(home)
+    folder = folder_of(home)
     owner = (folder / "postgres").stat().st_uid if (folder / "postgres").exists() else None
     if os.geteuid() != 0:
         if owner not in (None, os.geteuid()):
@@ -132,7 +132,8 @@ def _reachable(folder: Path, identity: Identity) -> bool:
     return True
 
 
-def _folder(home: Path) -> Path:
+def folder_of(home: Path) -> Path:
+    """Where the servers of a state directory keep their data."""
     pointer = home / "embedded.location"
     return Path(pointer.read_text().strip()) if pointer.exists() else home / "embedded"
 
