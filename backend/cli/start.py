@@ -12,8 +12,9 @@ from rich.text import Text
 
 from backend.adapters.db.engine import transaction
 from backend.adapters.db.tables import ProjectRun
-from backend.cli import follow, host
+from backend.cli import follow
 from backend.cli.place import Company, do
+from backend.cli.running import running
 from backend.cli.screen import screen
 from backend.domain.config import Patch
 from backend.domain.run import RunStatus
@@ -38,7 +39,7 @@ def run_brief(brief: str, template: str, name: str | None, patch: Patch, *, wait
             return do(work, settings)
     if not wait:
         raise Unavailable("No company runs here: start one with `company up`, or add --wait to run this brief alone.")
-    with host.running(settings, quiet=as_json, with_api=False) as started:
+    with running(settings, quiet=as_json, with_api=False) as started:
         return do(work, started)
 
 
