@@ -31,6 +31,7 @@ def test_five_templates_ship_and_all_fit() -> None:
         ("local", 1),
         ("regulated", 1),
         ("showcase", 1),
+        ("showcase", 2),
         ("standard", 1),
     ]
 
