@@ -135,9 +135,9 @@ def _complain(verdict: Verdict, config: SandboxConfig) -> None:
     result = verdict.result
     assert result is not None
     if result.killed_by == "time":
-        verdict.reasons.append(f"The tests did not end within {config.seconds} s.")
+        verdict.reasons.insert(0, f"The tests did not end within {config.seconds} s.")
     elif result.killed_by:
-        verdict.reasons.append(f"The tests were killed at the limit of {result.killed_by}.")
+        verdict.reasons.insert(0, f"The tests were killed at the limit of {result.killed_by}.")
     elif verdict.exit_code != 0:
         verdict.reasons.append(f"The command {verdict.command!r} ended with exit code {verdict.exit_code}.")
     bad = [case for case in verdict.cases if case.outcome != "passed"]

@@ -242,14 +242,15 @@ def _compare(
 def _complain_of_the_end(
     verdict: Verdict, result: CommandResult, before: CommandResult, record: Record, config: SandboxConfig
 ) -> None:
+    """Put what ended the runner before what follows from it: the first reason is what people read of a gate."""
     killed = result.killed_by or before.killed_by
     if killed == "time":
         where = f" while {record.running} ran" if record.running else ""
-        verdict.reasons.append(f"The tests did not end within {config.seconds} s{where}.")
+        verdict.reasons.insert(0, f"The tests did not end within {config.seconds} s{where}.")
     elif killed:
-        verdict.reasons.append(f"The tests were killed at the limit of {killed}.")
+        verdict.reasons.insert(0, f"The tests were killed at the limit of {killed}.")
     elif record.code is None:
         where = f" during {record.running}" if record.running else ""
-        verdict.reasons.append(f"The runner ended before its time{where} (exit code {result.exit_code}).")
+        verdict.reasons.insert(0, f"The runner ended before its time{where} (exit code {result.exit_code}).")
     elif result.exit_code != 1 or record.code != 1:
         verdict.reasons.append(f"The runner ended with code {result.exit_code}, although canary tests must fail.")
