@@ -2,10 +2,10 @@
 # Needs Python 3.11+, git and a C library; no server, key, root right or HOME content.
 SHELL := /bin/sh
 BIN := .venv/bin
-PYTEST_ARGS ?= -n 2 --dist loadfile
-BENCHMARKS ?= $(wildcard benchmarks/*.py)
+PYTEST_ARGS ?= -n auto --dist loadfile --no-loadscope-reorder
+BENCHMARKS ?=
 
-.PHONY: help setup demo up test check fix bench chaos lock clean
+.PHONY: help setup demo up test check types rules fix bench chaos lock clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -23,18 +23,23 @@ test: setup ## run all tests
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 check: setup ## linters, types, layers and the shape of the code
+	@$(MAKE) --no-print-directory -j 2 types rules
+
+types:
+	@$(BIN)/mypy
+
+rules:
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check --quiet .
-	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 	@$(BIN)/python -m pytest tests/test_architecture.py
 
 fix: setup ## let ruff mend what it can
 	@$(BIN)/ruff check --fix --quiet . ; $(BIN)/ruff format .
 
-bench: ## the claims about speed, side by side with others
+bench: ## the claims about speed, side by side with others (BENCHMARKS="lists sizes" for some of them)
 	@LOCK=bench .ci/setup
-	@for benchmark in $(BENCHMARKS); do $(BIN)/python $$benchmark || exit 1; done
+	@$(BIN)/python -m benchmarks $(BENCHMARKS)
 
 chaos: setup ## the fault tests with their full numbers
 	@COMPANY_TEST_CHAOS=full $(BIN)/python -m pytest tests/acceptance/faults
@@ -46,6 +51,8 @@ lock: ## bring the locks up to date (needs uv)
 	@$(UV_COMPILE) pyproject.toml -o requirements/runtime.lock
 	@$(UV_COMPILE) pyproject.toml --extra dev -c requirements/runtime.lock -o requirements/dev.lock
 	@$(UV_COMPILE) pyproject.toml --extra dev --extra bench -c requirements/dev.lock -o requirements/bench.lock
+	@for peer in dbos:3.11 prefect:3.11 langgraph:3.11 aegra:3.12; do \
+		$(subst 3.11,$${peer#*:},$(UV_COMPILE)) requirements/peers/$${peer%:*}.in -o requirements/peers/$${peer%:*}.lock; done
 	@printf 'hatchling\n' | $(UV_COMPILE) - -c requirements/dev.lock -o requirements/build.lock
 
 clean: ## remove what can be made again (not the state directory .company)

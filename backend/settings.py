@@ -42,6 +42,23 @@ class EngineSettings(BaseModel):
         return max(1, self.max_claims - 2)
 
 
+class RetentionSettings(BaseModel):
+    """What `company gc` may remove, in days; 0 keeps for ever.
+
+    Events, comments, the ledger and the repository are what an auditor reads: they go only with a whole project that
+    somebody archived, and only if `archived_days` says so.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    checkpoint_days: Annotated[int, Field(ge=0, le=36_500)] = 30
+    """After a run's end all but its newest checkpoint go: it can be read and retried, no longer forked from earlier."""
+    archived_days: Annotated[int, Field(ge=0, le=36_500)] = 0
+    """After it was archived a project goes, with everything that its runs made."""
+    orphan_days: Annotated[int, Field(ge=0, le=36_500)] = 1
+    """Files that no row names go when they are this old: a row may still be on its way to a younger one."""
+
+
 class Settings(BaseSettings):
     """All settings; nested ones as `COMPANY_ENGINE__LEASE_SECONDS`."""
 
@@ -60,6 +77,7 @@ class Settings(BaseSettings):
     port: Annotated[int, Field(ge=0, le=65_535)] = 8000
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     engine: EngineSettings = EngineSettings()
+    retention: RetentionSettings = RetentionSettings()
 
     def for_child(self, *, database_url: str, redis_url: str) -> dict[str, str]:
         """The environment of a child process that is to see these servers and this state directory."""

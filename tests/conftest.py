@@ -32,6 +32,24 @@ from tests.acceptance.faults.table import pytest_terminal_summary
 
 __all__ = ["pytest_terminal_summary"]
 
+LONGEST_FIRST = ("acceptance/faults", "acceptance", "integration/adapters", "integration/engine")
+"""Folders whose files take longest: begun first, they do not keep one process busy when the others are done."""
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """How many processes `-n auto` means: one more than there are cores, since some always wait."""
+    return min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1) + 1
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put what takes longest first; with `--dist loadfile` files are handed out in this order."""
+
+    def rank(item: pytest.Item) -> int:
+        folder = item.path.parent.relative_to(Path(__file__).parent).as_posix()
+        return LONGEST_FIRST.index(folder) if folder in LONGEST_FIRST else len(LONGEST_FIRST)
+
+    items.sort(key=rank)
+
 
 @dataclass(frozen=True)
 class Servers:

@@ -61,6 +61,8 @@ class ArtifactStore:
 
 def _write_once(path: Path, body: bytes) -> None:
     if path.exists() and path.read_bytes() == body:
+        # Young again: whoever removes old bodies that no row names must leave it to the row that is about to.
+        os.utime(path)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{uuid.uuid4().hex}")

@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -18,6 +19,10 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 CHANNEL = "company:wakes"
+WORDS = "company:words:"
+"""What the models of a run say, a channel for each run: where nobody listens, nothing is carried."""
+_WORDS_KEPT = 200
+"""What waits for a slow follower; more is lost to it."""
 POLL_SECONDS = 2.0
 _AWAY = (RedisError, OSError, TimeoutError)
 _log = logging.getLogger(__name__)
@@ -36,6 +41,14 @@ class Waker:
         except _AWAY as error:
             _log.debug("A wake-up was lost: %s", error)
 
+    async def say(self, run_id: UUID, words: bytes) -> bool:
+        """Tell who listens to a run at this moment what a model says; whether anybody did."""
+        try:
+            return bool(await self._redis.publish(WORDS + str(run_id), words))
+        except _AWAY as error:
+            _log.debug("Words were lost: %s", error)
+            return False
+
     async def close(self) -> None:
         """Close the connection."""
         with suppress(*_AWAY):
@@ -49,11 +62,13 @@ class Followers:
         self._url, self._poll = url, poll_seconds
         self._events: dict[UUID | None, set[asyncio.Event]] = defaultdict(set)
         self._listening: asyncio.Task[None] | None = None
+        self._listeners: dict[UUID, set[asyncio.Queue[bytes]]] = defaultdict(set)
+        self._hearing: dict[UUID, asyncio.Task[None]] = {}
 
     async def subscribe(self, run_id: UUID | None) -> AsyncIterator[None]:
         """Yield once for each wake-up of a run (None: of any), and at least every poll interval, until closed."""
         if self._listening is None or self._listening.done():
-            self._listening = asyncio.create_task(self._listen(), name="wake-ups")
+            self._listening = asyncio.create_task(self._persist(self._hear), name="wake-ups")
         event = asyncio.Event()
         self._events[run_id].add(event)
         try:
@@ -67,17 +82,36 @@ class Followers:
             if not self._events[run_id]:
                 del self._events[run_id]
 
+    async def words(self, run_id: UUID) -> AsyncIterator[bytes]:
+        """Yield what the models of a run say from now on, until closed; who is slow misses some."""
+        said: asyncio.Queue[bytes] = asyncio.Queue(_WORDS_KEPT)
+        listeners = self._listeners[run_id]
+        listeners.add(said)
+        if run_id not in self._hearing:
+            hear = partial(_hear_words, WORDS + str(run_id), listeners)
+            self._hearing[run_id] = asyncio.create_task(self._persist(hear), name=f"words {run_id}")
+        try:
+            while True:
+                yield await said.get()
+        finally:
+            listeners.discard(said)
+            if not listeners:
+                del self._listeners[run_id]
+                self._hearing.pop(run_id).cancel()
+
     async def close(self) -> None:
         """Stop listening."""
-        if self._listening is not None:
-            self._listening.cancel()
-            await asyncio.wait([self._listening])
+        tasks = [*self._hearing.values(), *filter(None, [self._listening])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _listen(self) -> None:
+    async def _persist(self, hear: Callable[[Any], Awaitable[None]]) -> None:
+        """Hear what comes over a connection, and over a new one when it breaks."""
         while True:
             redis: Redis = Redis.from_url(self._url, socket_timeout=None, socket_connect_timeout=2)
             try:
-                await self._hear(redis)
+                await hear(redis)
             except _AWAY as error:
                 _log.debug("Wake-ups are away: %s", error)
             finally:
@@ -96,3 +130,12 @@ class Followers:
     def _tell(self, run_id: UUID) -> None:
         for event in (*self._events.get(run_id, ()), *self._events.get(None, ())):
             event.set()
+
+
+async def _hear_words(channel: str, listeners: set[asyncio.Queue[bytes]], redis: Any) -> None:
+    async with redis.pubsub() as pubsub:
+        await pubsub.subscribe(channel)
+        async for message in pubsub.listen():
+            for said in listeners if message["type"] == "message" else ():
+                with suppress(asyncio.QueueFull):
+                    said.put_nowait(message["data"])

@@ -10,9 +10,10 @@ from uuid import UUID
 from fastapi import APIRouter, Header, Query, Request, Response, WebSocket, WebSocketDisconnect
 from fastapi.responses import StreamingResponse
 
+from backend.api import words
 from backend.api.dependencies import StrictRoute
 from backend.api.problems import documented
-from backend.api.streams import Streams, glance
+from backend.api.streams import Entry, Streams, glance
 from backend.api.tenant_streams import Place, TenantStreams
 from backend.api.views import view_model
 from backend.domain.event import EVENT_TYPES
@@ -49,6 +50,9 @@ _ALL = {
     },
 }
 
+Tokens = Annotated[
+    bool, Query(description="Also what models say at this moment, of providers with `stream`; sent without an id")
+]
 After = Annotated[int | None, Query(ge=0, le=MAX_SEQ, description="The last `seq` that was seen")]
 
 
@@ -62,22 +66,37 @@ async def follow_run(
     request: Request,
     run_id: UUID,
     after: After = None,
+    tokens: Tokens = False,
     last_event_id: Annotated[str | None, Header(description="What a reconnecting client sends by itself")] = None,
 ) -> Response:
-    """Every event of a run after the one that was seen last, then live ones until its end; a comment every 15 s."""
+    """Every event of a run after the one that was seen last, then live ones until its end; a comment every 15 s.
+
+    With `tokens`, events of type `tokens` come between them: role, node, task and call, and the `text` that the model
+    added to its reply or, with `tool`, to the arguments of a tool call. They are kept nowhere: who comes later or is
+    slow misses them, and the reply itself is in the run's calls.
+    """
     start = _start(last_event_id, after)
     seen = await glance(request.app.state.readers, run_id, start)
     if seen is None:
         raise NotFound(f"There is no run {run_id}.")
     if seen.is_the_end(start):
         return Response(status_code=204, headers=_HEADERS)
-    entries = _streams(request).follow(run_id, start)
+    entries = _entries(request, run_id, start, tokens=tokens)
     return StreamingResponse(_frames(entries), media_type="text/event-stream", headers=_HEADERS)
 
 
 def _streams(connection: Request | WebSocket) -> Streams:
     streams: Streams = connection.app.state.streams
     return streams
+
+
+def _entries(
+    connection: Request | WebSocket, run_id: UUID, after: int, *, tokens: bool
+) -> AsyncIterator[Entry | words.Words | None]:
+    streams = _streams(connection)
+    if not tokens:
+        return streams.follow(run_id, after)
+    return words.follow(streams, connection.app.state.installation.followers, run_id, after)
 
 
 def _start(last_event_id: str | None, after: int | None) -> int:
@@ -101,14 +120,14 @@ async def _frames(entries: AsyncIterator[_Framed | None]) -> AsyncIterator[bytes
 
 
 @router.websocket("/runs/{run_id}/events/ws")
-async def follow_run_by_socket(socket: WebSocket, run_id: UUID, after: After = None) -> None:
+async def follow_run_by_socket(socket: WebSocket, run_id: UUID, after: After = None, tokens: Tokens = False) -> None:
     """The same stream as a WebSocket: one JSON text an event; closes with 1000 at the end, 4404 for no such run."""
     await socket.accept()
     if await glance(socket.app.state.readers, run_id, 0) is None:
         await socket.close(4404, "There is no such run.")
         return
     with contextlib.suppress(WebSocketDisconnect):
-        async for entry in _streams(socket).follow(run_id, after or 0):
+        async for entry in _entries(socket, run_id, after or 0, tokens=tokens):
             if entry is not None:
                 await socket.send_text(entry.data)
         await socket.close(1000)

@@ -22,6 +22,10 @@ class Followers(Protocol):
         """Wake-ups of one run (None: of any) until the iterator is closed."""
         ...
 
+    def words(self, run_id: UUID) -> AsyncIterator[bytes]:
+        """What the models of a run say from now on, as JSON, until the iterator is closed; who is slow misses some."""
+        ...
+
 
 @dataclass(frozen=True)
 class Installation:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from decimal import Decimal
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
 from fastapi import APIRouter, Response
@@ -30,7 +30,37 @@ from backend.operations import forks, repositories, runs
 router = APIRouter(prefix="/api/runs", tags=["runs"], route_class=StrictRoute)
 
 _WORDS = {"status": RunStatus, "requested": Request}
-RunView = view_model("RunView", runs.VIEW, **_WORDS, config_snapshot=dict[str, Any], final_report=dict[str, Any])
+
+
+class Range(BaseModel):
+    """Where spend will stand when the run is done, in one unit; money as text."""
+
+    spent: str | int
+    low: str | int
+    high: str | int
+    limit: str | int | None
+    reaches_limit: Literal["no", "possible", "expected"]
+
+
+class Forecast(BaseModel):
+    """What a run will have spent when it is done, from its progress, its spend and its tasks."""
+
+    usd: Range
+    tokens: Range
+    seconds: Range
+    computed: str = Field(description="How the ranges were computed, in a sentence")
+
+
+RunView = view_model(
+    "RunView",
+    runs.VIEW,
+    **_WORDS,
+    config_snapshot=dict[str, Any],
+    final_report=dict[str, Any],
+    forecast=Annotated[
+        Forecast | None, Field(description="What it will have spent when it is done; null: nothing can be said")
+    ],
+)
 RunListed = view_model("RunListed", runs.LISTED, **_WORDS)
 
 
@@ -41,6 +71,17 @@ class NewLimits(BaseModel):
     tokens: Annotated[int, Field(ge=1, le=10_000_000_000, examples=[200_000])] | None = None
     usd: Annotated[Decimal, Field(gt=0, le=1_000_000, max_digits=14, decimal_places=6, examples=["5.00"])] | None = None
     seconds: Annotated[int, Field(ge=1, le=2_592_000, examples=[3600])] | None = None
+
+
+class RunPause(BaseModel):
+    """When a run is to hold."""
+
+    model_config = ConfigDict(extra="forbid")
+    at_once: bool = Field(
+        default=False,
+        description="Before the next model call instead of at the next node edge; commands on their way are cut",
+        examples=[True],
+    )
 
 
 class RunRetry(BaseModel):
@@ -84,9 +125,12 @@ async def read_run(run_id: UUID, session: Reading) -> Response:
 
 
 @router.post("/{run_id}/pause", response_model=RunView, summary="Pause a run", responses=documented(404, 409, 422))
-async def pause_run(run_id: UUID, command: Posting) -> Response:
-    """Ask a run to hold at its next safe point; asking twice is the same as asking once."""
-    await runs.pause(command.session, run_id, by=command.by)
+async def pause_run(run_id: UUID, command: Posting, body: RunPause | None = None) -> Response:
+    """Ask a run to hold at its next node edge, or at once; nothing is paid twice when it goes on.
+
+    Asking twice is the same as asking once; at once makes more of a pause that was asked for before.
+    """
+    await runs.pause(command.session, run_id, by=command.by, at_once=body is not None and body.at_once)
     return await _answer(command, run_id)
 
 

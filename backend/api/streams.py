@@ -107,8 +107,12 @@ class Feed:
             self.begins = self.kept.popleft().seq
         self.closed = self.closed or closed
         if entries or closed:
-            told, self.changed = self.changed, asyncio.Event()
-            told.set()
+            self.beat()
+
+    def beat(self) -> None:
+        """Let all followers look; without news they tell their clients that the line is open."""
+        told, self.changed = self.changed, asyncio.Event()
+        told.set()
 
     def after(self, seq: int) -> list[Entry]:
         """The kept events after `seq`, which is not before the feed begins; `seq` counts without gaps."""
@@ -153,9 +157,8 @@ class Streams:
                     return
                 if changed is not feed.changed:
                     continue
-                try:
-                    await asyncio.wait_for(changed.wait(), COMMENT_SECONDS)
-                except TimeoutError:
+                await changed.wait()
+                if at == feed.last and not feed.closed:
                     yield None
         finally:
             self._leave(feed)
@@ -179,6 +182,7 @@ class Streams:
     async def _feed(self, feed: Feed) -> None:
         bell = asyncio.Event()
         listening = asyncio.create_task(self._listen(feed.run_id, bell))
+        beating = asyncio.create_task(self._beat(feed))
         try:
             while not feed.closed:
                 bell.clear()
@@ -194,6 +198,13 @@ class Streams:
         finally:
             feed.add((), closed=True)
             listening.cancel()
+            beating.cancel()
+
+    async def _beat(self, feed: Feed) -> None:
+        # One clock for all followers of the feed: a timer for each would cost more than the event.
+        while not feed.closed:
+            await asyncio.sleep(COMMENT_SECONDS)
+            feed.beat()
 
     async def _listen(self, run_id: UUID, bell: asyncio.Event) -> None:
         async for _ in self._wakes.subscribe(run_id):

@@ -127,20 +127,28 @@ def compare(first: Run, second: Run, as_json: Json = False) -> None:
 def watch(
     run: Run = "last",
     after: Annotated[int, typer.Option(min=0, help="Begin after this event")] = 0,
+    tokens: Annotated[
+        bool, typer.Option("--tokens", help="Also what models say, of providers with `stream: true`")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Follow a run to its end; the exit code is that of `company run --wait`."""
     from backend.cli.steer import watch as work
 
-    raise typer.Exit(work(run, after, as_json=as_json))
+    raise typer.Exit(work(run, after, tokens=tokens, as_json=as_json))
 
 
 @app.command()
-def pause(run: Run = "last") -> None:
-    """Ask a run to hold at its next safe point."""
+def pause(
+    run: Run = "last",
+    now: Annotated[
+        bool, typer.Option("--now", help="Before the next model call; commands on their way are cut")
+    ] = False,
+) -> None:
+    """Ask a run to hold when its node is done, or now; it goes on exactly there."""
     from backend.cli.steer import order as work
 
-    raise typer.Exit(work("pause", run))
+    raise typer.Exit(work("pause_now" if now else "pause", run))
 
 
 @app.command()
@@ -283,12 +291,33 @@ def replay_dead_letter(letter: Letter = "last") -> None:
 @app.command()
 def doctor(
     deep: Annotated[bool, typer.Option("--deep", help="Also check every run's rows against the invariants")] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Tell what can be mended by rule, and change nothing")
+    ] = False,
+    apply: Annotated[bool, typer.Option("--apply", help="With --repair: mend it")] = False,
     as_json: Json = False,
 ) -> None:
     """Tell what is there, what is missing and what to do."""
+    if apply and not repair:
+        raise Invalid("--apply belongs to --repair, which tells what it would do when it stands alone.")
+    if repair:
+        from backend.cli.upkeep import repair as mend
+
+        raise typer.Exit(mend(apply=apply, as_json=as_json))
     from backend.cli.look import doctor as work
 
     raise typer.Exit(work(deep=deep, as_json=as_json))
+
+
+@app.command()
+def gc(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Tell what would go, and remove nothing")] = False,
+    as_json: Json = False,
+) -> None:
+    """Remove what is kept no longer: COMPANY_RETENTION__CHECKPOINT_DAYS, …ARCHIVED_DAYS, …ORPHAN_DAYS (0: for ever)."""
+    from backend.cli.upkeep import gc as work
+
+    raise typer.Exit(work(dry_run=dry_run, as_json=as_json))
 
 
 @app.command()

@@ -16,6 +16,7 @@ from rich.status import Status
 from rich.text import Text
 
 from backend.adapters.bus import Followers
+from backend.api import words
 from backend.api.streams import Streams
 from backend.cli.place import Company
 from backend.cli.screen import screen, typed
@@ -54,6 +55,8 @@ class Progress:
     node: str = ""
     told: int = 0
     """Calls when the spend was last printed."""
+    saying: dict[str, str] = field(default_factory=dict)
+    """Lines that models are in the middle of, by who says them."""
 
     def show(self, kind: str, payload: Mapping[str, Any]) -> None:
         """Take one event in."""
@@ -66,6 +69,19 @@ class Progress:
         if self.status is not None:
             done = sum(status == "DONE" for status in self.tasks.values())
             self.status.update(f"{self.node or 'queued'} · tasks {done}/{len(self.tasks)} · {self.spend}")
+
+    def hear(self, said: Mapping[str, Any]) -> None:
+        """Take words of a model in; whole lines are shown."""
+        who = f"{said['role']} → {said['tool']}" if said.get("tool") else str(said["role"])
+        *lines, rest = (self.saying.get(who, "") + said["text"]).split("\n")
+        self.saying[who] = rest[-2_000:]
+        for line in lines:
+            self._show_words(who, line)
+
+    def _show_words(self, who: str, line: str) -> None:
+        if line.strip():
+            line = "".join(letter if letter.isprintable() else " " for letter in line)
+            self.console.print(Text.assemble((f"{who:<11}", "cyan"), (f"│ {line}", "dim")))
 
     @property
     def spend(self) -> str:
@@ -107,6 +123,8 @@ class Progress:
         return "task", f"{key} {self.tasks[key].lower().replace('_', ' ')}{again} · {self.titles.get(key, '')}", "dim"
 
     def _model(self, kind: str, payload: Mapping[str, Any]) -> tuple[str, str, str] | None:
+        for who in [who for who in self.saying if who.split(" ")[0] == payload.get("role")]:
+            self._show_words(who, self.saying.pop(who))
         if kind == "model.failed":
             return str(payload.get("role", "model")), f"a call failed: {payload.get('error')}", "yellow"
         self.calls += 1
@@ -148,7 +166,9 @@ def left_alone(settings: Settings, name: str = "last") -> Iterator[None]:
         raise typer.Exit(INTERRUPTED) from None
 
 
-async def to_the_end(company: Company, run_id: UUID, *, after: int = 0, as_json: bool = False) -> int:
+async def to_the_end(
+    company: Company, run_id: UUID, *, after: int = 0, tokens: bool = False, as_json: bool = False
+) -> int:
     """Show a run until it ends or waits for people; return the exit code that tells which."""
     assert company.settings.redis_url is not None
     console = screen()
@@ -159,11 +179,14 @@ async def to_the_end(company: Company, run_id: UUID, *, after: int = 0, as_json:
         progress.status = console.status("queued")
         progress.status.start()
     try:
-        async for entry in streams.follow(run_id, after):
+        entries = words.follow(streams, followers, run_id, after) if tokens else streams.follow(run_id, after)
+        async for entry in entries:
             if entry is None:
                 continue
             if as_json:
                 print(entry.data, flush=True)  # noqa: T201 - the output that was asked for
+            elif isinstance(entry, words.Words):
+                progress.hear(json.loads(entry.data))
             else:
                 progress.show(entry.type, json.loads(entry.data)["payload"])
             if entry.type in {"run.waiting", "run.paused"} and (code := await _held(company, run_id, console, as_json)):

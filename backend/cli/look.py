@@ -89,6 +89,7 @@ def show(name: str, *, as_json: bool) -> int:
                 **await reports.of_run(session, run),
                 "current_node": run.current_node,
                 "progress": run.progress,
+                "forecast": await run_operations.forecast(session, run.id),
                 "task_list": [json.loads(item) for item in reversed(listed.items)],
                 "question_list": [json.loads(item) for item in asked.items],
             }
@@ -111,6 +112,8 @@ def _show(console: Console, facts: dict[str, Any]) -> None:
     if saved["calls"]:
         told = f"{saved['calls']} replies, {saved['tokens']:,} tokens, ${saved['usd']}"
         console.print(Text(f"  {told} came from the journal and were not paid again"))
+    if facts["forecast"]:
+        _show_forecast(console, facts["forecast"])
     console.print(Text(f"  {facts['repository']}"))
     if facts["error"]:
         console.print(Text(f"  {facts['error']}", style="yellow"))
@@ -127,6 +130,18 @@ def _show(console: Console, facts: dict[str, Any]) -> None:
     for question in facts["question_list"]:
         console.print(Text(f"\n{question['text']}", style="bold yellow"))
         console.print(Text(f"  company answer {question['id']} '…'"))
+
+
+def _show_forecast(console: Console, forecast: dict[str, Any]) -> None:
+    usd, tokens, seconds = (forecast[unit] for unit in ("usd", "tokens", "seconds"))
+    ends = f"${usd['low']} to ${usd['high']}, {tokens['low']:,} to {tokens['high']:,} tokens"
+    console.print(Text(f"  will end at {ends}, {seconds['low']:,} to {seconds['high']:,} s of work"))
+    for unit in ("usd", "tokens", "seconds"):
+        verb = {"expected": "will", "possible": "may"}.get(forecast[unit]["reaches_limit"])
+        if verb is not None:
+            said = f"  the limit of {forecast[unit]['limit']} {unit} {verb} be reached before"
+            console.print(Text(said, style="yellow"))
+    console.print(Text(f"  {forecast['computed']}", style="dim"))
 
 
 def record(name: str, to: Path | None) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from decimal import Decimal
 from functools import partial
 from typing import Any
@@ -20,7 +21,12 @@ from backend.operations import budgets, forks, lookups, questions, repositories,
 from backend.settings import Settings
 
 BY = "cli"
-_VERBS = {"pause": runs.pause, "resume": runs.resume, "stop": runs.stop}
+_VERBS: dict[str, Callable[..., Awaitable[ProjectRun]]] = {
+    "pause": runs.pause,
+    "pause_now": partial(runs.pause, at_once=True),
+    "resume": runs.resume,
+    "stop": runs.stop,
+}
 
 
 def order(verb: str, name: str) -> int:
@@ -107,13 +113,13 @@ def _project_id(text: str) -> UUID:
         raise Invalid(f"`{text[:100]}` is no id of a project; `company runs --json` names it.") from error
 
 
-def watch(name: str, after: int, *, as_json: bool) -> int:
+def watch(name: str, after: int, *, tokens: bool, as_json: bool) -> int:
     """Follow a run to its end."""
 
     async def work(company: Company) -> int:
         async with company.sessions() as session:
             run_id = await lookups.run_named(session, name)
-        return await follow.to_the_end(company, run_id, after=after, as_json=as_json)
+        return await follow.to_the_end(company, run_id, after=after, tokens=tokens, as_json=as_json)
 
     settings = Settings()
     with follow.left_alone(settings, name):

@@ -20,6 +20,7 @@ EVENT_TYPES: dict[str, str] = {
     "run.stopped_security": "The run ended at the security gate.",
     "run.stopped_user": "The run ended because somebody stopped it.",
     "run.lease_lost": "A worker lost the run; another goes on.",
+    "run.repaired": "What the run's rows said of it was put right by `company doctor`; `before` and `after` tell what.",
     "node.finished": "A node visit was committed; `next` names the nodes that start now.",
     "task.created": "A task was made.",
     "task.moved": "A task changed its status.",

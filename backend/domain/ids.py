@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from uuid import UUID, uuid5
 
 DEFAULT_TENANT = UUID("00000000-0000-7000-8000-000000000001")
@@ -13,6 +14,7 @@ def effect_id(run_id: UUID, node: str, visit: int, kind: str, ordinal: int) -> U
     return uuid5(run_id, f"{node}/{visit}/{kind}/{ordinal}")
 
 
+@lru_cache(maxsize=1024)
 def task_id(run_id: UUID, key: str) -> UUID:
     """Return the id of a task by its key, so that effects can name tasks by key alone."""
     return uuid5(run_id, f"task/{key}")

@@ -332,7 +332,7 @@ class StepFailed(Exception):
 
 
 class Bell(Protocol):
-    """Wake-ups after a commit. Losing one costs a delay and nothing else, so neither method ever raises."""
+    """Wake-ups after a commit. Losing one costs a delay and nothing else, so no method ever raises."""
 
     async def ring(self, run_id: UUID) -> None:
         """Tell the workers that a run may be claimed."""
@@ -340,4 +340,8 @@ class Bell(Protocol):
 
     async def wake(self, run_id: UUID) -> None:
         """Tell the followers of a run that there are new events."""
+        ...
+
+    async def say(self, run_id: UUID, words: bytes) -> bool:
+        """Tell live followers what a model says at this moment, which is kept nowhere; whether anybody heard it."""
         ...

@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import func, select, text, update
+from sqlalchemy import ARRAY, Boolean, Text, func, select, text, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from backend.adapters.db.checkpointer import LeaseLost
+from backend.adapters.db.columns import CleanJson
 from backend.adapters.db.engine import Sessions, ring_after_commit, transaction
-from backend.adapters.db.tables import DeadLetter, Event, Finding, ModelCall, Project, ProjectRun, Question
+from backend.adapters.db.tables import DeadLetter, ModelCall, Project, ProjectRun, Question
 from backend.domain.config import RunConfig
 from backend.domain.event import ENDING_EVENT
-from backend.domain.finding import FindingStatus
 from backend.domain.lifecycle import transition
 from backend.domain.ports import Bell
 from backend.domain.project import MOVES as PROJECT_MOVES
@@ -42,6 +42,18 @@ _WORKED = text(
     " clock_timestamp() - lease_expires_at + make_interval(secs => :ttl)), 0))::numeric(14, 6),"
     " lease_owner = NULL, lease_expires_at = CASE WHEN :again THEN clock_timestamp() END WHERE id = :run"
 )
+_HELD = (
+    select(ModelCall.id).where(ModelCall.run_id == ProjectRun.id, ModelCall.status == "reserved").exists().label("held")
+)
+_KNOWN = text(
+    "SELECT coalesce((SELECT jsonb_object_agg(key, jsonb_build_array(answer, coalesce(answered_by, ''))) FROM questions"
+    " WHERE run_id = :run AND answer IS NOT NULL), '{}') AS answers,"
+    " ARRAY(SELECT fingerprint FROM findings WHERE run_id = :run AND (status = 'false_positive'"
+    " OR (status = 'waived' AND waived_until > clock_timestamp()))) AS waived,"
+    " EXISTS (SELECT FROM events WHERE run_id = :run AND type = 'budget.degraded') AS degraded,"
+    " EXISTS (SELECT FROM questions WHERE run_id = :run AND status = 'OPEN' AND kind <> 'budget'"
+    " AND key NOT LIKE :interrupts) AS asks"
+).columns(answers=CleanJson, waived=ARRAY(Text), degraded=Boolean, asks=Boolean)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,11 +100,17 @@ async def claim(
             if (await session.execute(_POISONED, {"run": run_id, "most": max_claims})).one_or_none():
                 await _bury(session, run_id)
             return None
-        run = await session.get_one(ProjectRun, run_id, with_for_update={"key_share": True})
-        project = await session.get_one(Project, run.project_id)
+        # The row is locked by the claim itself.
+        found = await session.execute(
+            select(ProjectRun, Project, _HELD)
+            .join(Project, Project.id == ProjectRun.project_id)
+            .where(ProjectRun.id == run_id)
+        )
+        run, project, held = found.one()
         if taken.was == RunStatus.RUNNING:
             events.record(session, run, "run.lease_lost", {"owner": taken.before}, source="engine")
-        await ledger.settle_lost(session, run)
+        if held:
+            await ledger.settle_lost(session, run)
         _tell_of_claim(session, run, project)
         await session.flush()
         try:
@@ -121,25 +139,7 @@ def _tell_of_claim(session: AsyncSession, run: ProjectRun, project: Project) -> 
 
 async def _look(session: AsyncSession, run: ProjectRun, project: Project, config: RunConfig) -> Claimed:
     await ledger.open_budgets(session, run, config)
-    answered = await session.scalars(
-        select(Question).where(Question.run_id == run.id, Question.answer.is_not(None)).order_by(Question.key)
-    )
-    waived = await session.scalars(
-        select(Finding.fingerprint).where(
-            Finding.run_id == run.id,
-            (Finding.status == FindingStatus.FALSE_POSITIVE)
-            | ((Finding.status == FindingStatus.WAIVED) & (Finding.waived_until > func.clock_timestamp())),
-        )
-    )
-    degraded = await session.scalar(select(func.count()).where(Event.run_id == run.id, Event.type == "budget.degraded"))
-    asked = await session.scalar(
-        select(func.count()).where(
-            Question.run_id == run.id,
-            Question.status == QuestionStatus.OPEN,
-            Question.kind != QuestionKind.BUDGET,
-            Question.key.not_like(interrupt_key("%")),
-        )
-    )
+    known = (await session.execute(_KNOWN, {"run": run.id, "interrupts": interrupt_key("%")})).one()
     left = None if run.limit_seconds is None else float(run.limit_seconds - run.spent_seconds)
     return Claimed(
         facts=RunFacts(
@@ -158,10 +158,10 @@ async def _look(session: AsyncSession, run: ProjectRun, project: Project, config
         epoch=run.lease_epoch,
         head=run.head_checkpoint_id,
         requested=Request(run.requested),
-        answers={row.key: Answer(row.key, row.answer or "", row.answered_by or "") for row in answered},
-        waived=frozenset(waived),
-        degraded=bool(degraded),
-        asks=bool(asked),
+        answers={key: Answer(key, *said) for key, said in known.answers.items()},
+        waived=frozenset(known.waived),
+        degraded=known.degraded,
+        asks=known.asks,
         seconds_left=left,
         limit_seconds=run.limit_seconds,
         claims=run.claims,

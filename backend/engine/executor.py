@@ -10,7 +10,7 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Collection, Coroutine, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -35,7 +35,7 @@ from backend.engine import claims
 from backend.engine.claims import Claimed, interrupt_key
 from backend.engine.context import Seats, Workbenches, context_of
 from backend.engine.journal import Books, Transport, warn_of_time
-from backend.engine.leases import Heartbeat, Lease
+from backend.engine.leases import BEFORE_THE_NEXT_CALL, Heartbeat, Lease
 from backend.engine.leftovers import Leftovers
 from backend.engine.loader import Graphs
 from backend.engine.suspects import Suspects
@@ -45,6 +45,8 @@ from backend.settings import EngineSettings
 _log = logging.getLogger(__name__)
 STOP_SECONDS = 2.0
 """How long calls and commands that a stop cuts may take to let go."""
+CUTTING = frozenset({"stop", "seconds"})
+"""Reasons to hold for which calls in flight are cut, too, and booked at their ceiling."""
 LAST_CALLS_SECONDS = 5.0
 """How long calls in flight are waited for when the worker must leave."""
 DATABASE_AWAY = "database_unavailable"
@@ -76,6 +78,8 @@ class Executor:
     group: GroupCommit = field(init=False)
     _claiming: dict[UUID, bool] = field(default_factory=dict)
     """Runs that are being claimed at this moment, and whether the bell rang again meanwhile."""
+    _leaving: str | None = None
+    """Why no run is to be driven any more; a run that is being claimed when all others hold must hold as well."""
     _suspects: Suspects = field(default_factory=Suspects)
 
     def __post_init__(self) -> None:
@@ -97,8 +101,9 @@ class Executor:
         metrics.run_claimed()
         fence = Fence(run_id, claimed.epoch, self.settings.lease_seconds)
         lease = Lease(fence, self.owner, asyncio.get_running_loop(), began + self.settings.lease_seconds)
-        if claimed.requested is not Request.NONE:
-            lease.hold(claimed.requested)
+        for reason in (claimed.requested, self._leaving):
+            if reason is not None and reason is not Request.NONE:
+                lease.hold(reason)
         self.leases[run_id] = lease
         self.heartbeat.add(lease)
         with logs.bind(run_id=run_id, correlation_id=claimed.facts.correlation_id or None):
@@ -145,7 +150,8 @@ class Executor:
             await self.bell.ring(waiting)
 
     def hold_all(self, reason: str) -> None:
-        """Ask every run of this process to hold at its next safe point."""
+        """Ask every run of this process to hold at its next safe point, those as well that are claimed from now on."""
+        self._leaving = reason
         for lease in self.leases.values():
             lease.hold(reason)
 
@@ -171,6 +177,7 @@ class Slice:
             transport=executor.transport,
             instance=executor.owner,
             wake=self._wake,
+            say=partial(executor.bell.say, run_id),
             degraded=claimed.degraded,
         )
         self._run_id = run_id
@@ -206,32 +213,46 @@ class Slice:
     async def _drive_once(self) -> BaseException | None:
         """Drive the graph until it stops; returns why, None when it came to its end or to a node edge."""
         lease = self._lease
-        if lease.reason in {"pause", "stop", "seconds", "shutdown"}:
-            return Held(lease.reason)
+        if lease.reason == "pause" or lease.reason in BEFORE_THE_NEXT_CALL:
+            return Held(str(lease.reason))
         if self._asked:
             return None
         driving = asyncio.create_task(self._stream())
         try:
             return await self._watch(driving)
         finally:
-            # After its time a run waits for nothing: a call in flight is booked at its ceiling.
-            cut = lease.reason in {"stop", "seconds"} or lease.lost
             driving.cancel()
-            await asyncio.wait([driving], timeout=STOP_SECONDS if cut else None)
+            await self._wait_for({driving}, patience=STOP_SECONDS)
             if driving.done() and not driving.cancelled():
                 driving.exception()
-            patience = LAST_CALLS_SECONDS if lease.reason == "shutdown" else None
-            await self._books.finish_calls(patience=0.0 if cut else patience)
+            # After its time a run waits for nothing: a call in flight is booked at its ceiling.
+            await self._wait_for(self._books.in_flight, patience=0.0)
+            await self._books.cut_calls()
+
+    async def _wait_for(self, tasks: Collection[asyncio.Task[Any]], *, patience: float) -> None:
+        """Wait for what was asked to end; if the run must let go at once, now or while waiting, only for `patience`."""
+        lease, began = self._lease, time.monotonic()
+        while waiting := [task for task in tasks if not task.done()]:
+            lease.changed.clear()
+            if lease.lost or lease.reason in CUTTING:
+                await asyncio.wait(waiting, timeout=patience)
+                return
+            left = began + LAST_CALLS_SECONDS - time.monotonic() if lease.reason == "shutdown" else None
+            if left is not None and left <= 0:
+                return
+            waiter = asyncio.ensure_future(lease.changed.wait())
+            await asyncio.wait({*waiting, waiter}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+            waiter.cancel()
 
     async def _watch(self, driving: asyncio.Task[None]) -> BaseException | None:
-        """Wait for the graph, but cut it for a stop, the end of its time, or a shutdown that waited long enough."""
+        """Wait for the graph, but cut it for what does not wait for the node, or a shutdown that waited long enough."""
         lease, patience = self._lease, None
         while not driving.done():
             lease.changed.clear()
             if lease.lost:
                 return LeaseLost("The lease of the run ran out.")
-            if lease.reason in {"stop", "seconds"}:
-                return Held(lease.reason)
+            if lease.reason in CUTTING or lease.reason == "pause_now":
+                return Held(str(lease.reason))
             if lease.reason == "shutdown" and patience is None:
                 patience = time.monotonic() + self._executor.settings.shutdown_seconds
             if patience is not None and time.monotonic() >= patience:
@@ -270,7 +291,13 @@ class Slice:
         self._mark_superstep()
         context = context_of(facts, seats, bench, claimed.answers, claimed.waived)
         async for chunk in graph.astream(
-            begin, config, context=context, durability="sync", stream_mode="updates", control=self._lease.control
+            begin,
+            config,
+            context=context,
+            durability="sync",
+            stream_mode="updates",
+            output_keys=[],  # What nodes return is read by the saver alone.
+            control=self._lease.control,
         ):
             for interrupt in chunk.get("__interrupt__", ()) if isinstance(chunk, dict) else ():
                 self._interrupts[interrupt.id] = _as_text(interrupt.value)
@@ -354,7 +381,7 @@ class Slice:
             )
         elif self._asked or self._interrupts:
             return await self._wait()
-        elif reason == "pause":
+        elif reason in {"pause", "pause_now"}:
             await claims.pause(*self._who(), reason="paused_by_person", **self._ttl())
         elif reason in {"slice", "shutdown"}:
             await claims.release(*self._who(), **self._ttl())

@@ -11,7 +11,7 @@ import hashlib
 import json
 import logging
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from decimal import Decimal
 from typing import Any, Protocol
@@ -46,7 +46,9 @@ from backend.domain.model import (
 from backend.domain.model_choice import choices
 from backend.domain.ports import StepFailed, Visit
 from backend.domain.retry import NextChoice, Retry, decide
+from backend.domain.words import Token
 from backend.engine.leases import Lease
+from backend.engine.speech import Say, Speech
 from backend.errors import CompanyError, Unavailable
 from backend.operations.ledger import CANCELLED
 
@@ -76,8 +78,15 @@ class Transport(Protocol):
         """Return once the provider may be asked; raises `CallFailed` while it does not answer, and nothing is sent."""
         ...
 
-    async def send(self, choice: Choice, request: ModelRequest, position: Position, config: RunConfig) -> Exchange:
-        """One attempt; raises `CallFailed`."""
+    async def send(
+        self,
+        choice: Choice,
+        request: ModelRequest,
+        position: Position,
+        config: RunConfig,
+        on_token: Callable[[Token], Awaitable[None]] | None = None,
+    ) -> Exchange:
+        """One attempt, streamed where somebody listens; raises `CallFailed`."""
         ...
 
 
@@ -91,13 +100,12 @@ class Books:
     transport: Transport
     instance: str
     wake: Callable[[], None] = lambda: None
+    say: Say | None = None
     degraded: bool = False
     in_flight: set[asyncio.Task[Exchange]] = field(default_factory=set)
 
-    async def finish_calls(self, *, patience: float | None) -> None:
-        """Wait until every call that was sent is booked; after `patience` seconds cut them and book their ceilings."""
-        if self.in_flight and patience != 0.0:
-            await asyncio.wait(self.in_flight, timeout=patience)
+    async def cut_calls(self) -> None:
+        """Cut every call that is on its way, and book its ceiling."""
         while waiting := list(self.in_flight):
             for task in waiting:
                 task.cancel()
@@ -232,14 +240,19 @@ class Journal:
         books = self._books
         # A worker that was frozen since it reserved must not send: by now another one may have asked.
         books.lease.confirm()
+        speech = self._speech(attempt)
+        listen = None if speech is None else speech.hear
         try:
-            exchange = await books.transport.send(attempt.choice, request, attempt.position, books.config)
+            exchange = await books.transport.send(attempt.choice, request, attempt.position, books.config, listen)
         except CallFailed as failure:
             await self._book(attempt, call, _failed(failure, attempt, books.config), None)
             raise
         except asyncio.CancelledError:
             await self._book(attempt, call, _ceiling(attempt, CANCELLED), None)
             raise
+        finally:
+            if speech is not None:
+                speech.end()
         crash_point("response")
         done = Outcome(
             "done",
@@ -251,6 +264,13 @@ class Journal:
         await self._book(attempt, call, done, exchange)
         crash_point("booked")
         return exchange
+
+    def _speech(self, attempt: Attempt) -> Speech | None:
+        books = self._books
+        if books.say is None or not books.config.models.providers[attempt.choice.provider].stream:
+            return None
+        told = _who_asked(attempt)
+        return Speech(books.say, {"run_id": str(books.lease.fence.run_id), **told})
 
     async def _book(self, attempt: Attempt, call: UUID, outcome: Outcome, exchange: Exchange | None) -> None:
         books = self._books
@@ -383,16 +403,8 @@ def _ceiling(attempt: Attempt, error: str) -> Outcome:
 
 
 def _events(attempt: Attempt, outcome: Outcome) -> list[tuple[str, dict[str, Any]]]:
-    position, usage = attempt.position, outcome.usage
-    told = {
-        "role": attempt.role,
-        "provider": attempt.choice.provider,
-        "model": attempt.choice.model,
-        "node": position.node,
-        "visit": position.visit,
-        "task": position.task_key,
-        "ordinal": position.ordinal,
-        "attempt": attempt.number,
+    usage = outcome.usage
+    told = _who_asked(attempt) | {
         "tokens_input": usage.input_tokens,
         "tokens_output": usage.output_tokens,
         "cost_usd": str(outcome.cost_usd),
@@ -404,6 +416,20 @@ def _events(attempt: Attempt, outcome: Outcome) -> list[tuple[str, dict[str, Any
         excess = {"tokens": max(0, over_tokens), "usd": str(max(Decimal(0), over_usd))}
         listed.append(("budget.excess_billed", told | excess))
     return listed
+
+
+def _who_asked(attempt: Attempt) -> dict[str, Any]:
+    position = attempt.position
+    return {
+        "role": attempt.role,
+        "provider": attempt.choice.provider,
+        "model": attempt.choice.model,
+        "node": position.node,
+        "visit": position.visit,
+        "task": position.task_key,
+        "ordinal": position.ordinal,
+        "attempt": attempt.number,
+    }
 
 
 def _unpriced(attempt: Attempt) -> str | None:

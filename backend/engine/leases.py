@@ -38,7 +38,14 @@ EXTEND = (
 )
 ASK_SECONDS = 0.5
 """How often the process looks for what was asked of its runs: a stop takes effect within two seconds."""
-ASKED = "SELECT id, lease_epoch, requested FROM project_runs WHERE id = ANY ($1::uuid[])"
+ASKED = (
+    "SELECT id, lease_epoch, CASE WHEN requested = 'pause' AND pause_at_once THEN 'pause_now' ELSE requested END"
+    " AS requested FROM project_runs WHERE id = ANY ($1::uuid[])"
+)
+RANKS = {"slice": 0, "question": 0, "ended": 0, "pause": 1, "shutdown": 2, "pause_now": 3, "seconds": 4, "stop": 5}
+"""Reasons to hold; one that is more urgent takes the place of another, of equals the first stays."""
+BEFORE_THE_NEXT_CALL = frozenset({"shutdown", "pause_now", "seconds", "stop"})
+"""Reasons for which a node asks no model any more; for the others it is finished first."""
 
 
 @dataclass(eq=False)
@@ -63,11 +70,8 @@ class Lease:
         return self.fence.run_id, self.fence.epoch
 
     def hold(self, reason: str) -> None:
-        """Let the run hold at its next safe point: `pause`, `stop`, `shutdown`, `slice`, `question`, `seconds`.
-
-        A stop outranks everything else; otherwise the first reason stays.
-        """
-        if self.reason is None or reason == "stop":
+        """Let the run hold for one of `RANKS`, at the safe point that belongs to it."""
+        if self.reason is None or RANKS[reason] > RANKS[self.reason]:
             self.reason = reason
         self.control.request_drain(reason)
         self.changed.set()
@@ -89,9 +93,9 @@ class Lease:
         self.changed.set()
 
     def check(self) -> None:
-        """Raise before anything is spent that must not be; `Held` for a pause, stop or shutdown."""
+        """Raise before anything is spent that must not be; `Held` for what does not wait for the node's end."""
         self.confirm()
-        if self.reason in {"pause", "stop", "shutdown", "seconds"}:
+        if self.reason in BEFORE_THE_NEXT_CALL:
             raise Held(self.reason)
 
     def confirm(self) -> None:

@@ -31,6 +31,8 @@ class Leftovers:
     async def remove(self, run_id: UUID) -> bool:
         """Remove the worktrees of a run if it has ended or is gone; twice is the same as once."""
         place = self._trees / str(run_id)
+        if not place.exists():
+            return True
         async with self._sessions.begin() as session:
             ended = await session.execute(
                 select(ProjectRun.ended_at).where(ProjectRun.id == run_id).with_for_update(key_share=True)
@@ -50,6 +52,16 @@ class Leftovers:
             await asyncio.to_thread(tree.remove, self._trees / grave)
         removed = [name for name in _runs(names) if await self.remove(name)]
         return len(removed)
+
+    async def ended(self) -> list[UUID]:
+        """Whose worktrees a sweep would remove: runs that have ended or are gone."""
+        found = _runs(await asyncio.to_thread(self._names))
+        async with self._sessions() as session:
+            alive = await session.scalars(
+                select(ProjectRun.id).where(ProjectRun.id.in_(found), ProjectRun.ended_at.is_(None))
+            )
+            working = set(alive)
+        return [run_id for run_id in found if run_id not in working]
 
     async def keep_sweeping(self, *, every: float) -> None:
         """Sweep until cancelled; what goes wrong costs a warning and a round."""

@@ -27,12 +27,21 @@ _log = logging.getLogger(__name__)
 AGAIN_SECONDS = 15.0
 """How long a process waits before it rings a second time for a run that nobody has claimed since."""
 _MOST = 500
+_OLDEST = 64
 _FORGOTTEN = text(
-    "SELECT id, lease_epoch FROM project_runs"
-    " WHERE (status = 'RUNNING' AND coalesce(lease_expires_at < clock_timestamp(), true))"
-    " OR (status = 'QUEUED' AND queued_at < clock_timestamp() - make_interval(secs => :grace))"
-    " ORDER BY queued_at LIMIT :most"
+    "(SELECT id, lease_epoch FROM project_runs"
+    " WHERE status = 'RUNNING' AND coalesce(lease_expires_at < clock_timestamp(), true) ORDER BY queued_at LIMIT :most)"
+    " UNION ALL"
+    " (SELECT id, lease_epoch FROM project_runs WHERE status = 'QUEUED'"
+    " AND queued_at < clock_timestamp() - make_interval(secs => CASE WHEN EXISTS (SELECT FROM project_runs"
+    " WHERE status = 'RUNNING' AND started_at > clock_timestamp() - make_interval(secs => :grace))"
+    " THEN :patience ELSE :grace END) ORDER BY queued_at LIMIT :oldest)"
 )
+"""Runs whose lease ran out, and the oldest of those whose doorbell seems lost.
+
+While workers take up other runs the bells of a long queue are on their way: ringing for all of them again would only
+make it longer. Nothing is forgotten by that: those that are rung for are taken up, and others are the oldest then.
+"""
 _TO_STOP = text(
     "SELECT r.id, r.tenant_id, coalesce((SELECT payload ->> 'by' FROM events e WHERE e.run_id = r.id"
     " AND e.type = 'run.stop_requested' ORDER BY seq DESC LIMIT 1), 'somebody') AS by FROM project_runs r"
@@ -67,7 +76,13 @@ class Reaper:
         await self._requeue_answered()
         await self._stop_abandoned()
         async with self._sessions() as session:
-            found = await session.execute(_FORGOTTEN, {"grace": self._every, "most": _MOST})
+            asked = {
+                "grace": self._every,
+                "patience": max(self._every, AGAIN_SECONDS),
+                "most": _MOST,
+                "oldest": _OLDEST,
+            }
+            found = await session.execute(_FORGOTTEN, asked)
             forgotten = [(row.id, row.lease_epoch) for row in found]
         now = time.monotonic()
         self._rung = {claim: at for claim, at in self._rung.items() if now - at < AGAIN_SECONDS}
@@ -93,7 +108,7 @@ class Reaper:
             listed = list(await session.scalars(_ANSWERED, {"most": _MOST}))
         for run_id in listed:
             async with transaction(self._sessions, self._bell) as session:
-                await _go_on(session, await _locked(session, run_id))
+                await go_on(session, await locked(session, run_id))
 
     async def _stop_abandoned(self) -> None:
         """End the runs that were to stop and whose worker died before it obeyed; no other worker is needed for that."""
@@ -105,12 +120,13 @@ class Reaper:
                     await runs.stop(session, run_id, by=by, tenant_id=tenant_id)
 
 
-async def _locked(session: AsyncSession, run_id: UUID) -> ProjectRun:
+async def locked(session: AsyncSession, run_id: UUID) -> ProjectRun:
+    """The run as it is now; its row is ours until the transaction ends."""
     return await session.get_one(ProjectRun, run_id, with_for_update={"key_share": True}, populate_existing=True)
 
 
 async def _expire(session: AsyncSession, question_id: UUID, run_id: UUID) -> None:
-    run = await _locked(session, run_id)
+    run = await locked(session, run_id)
     question = await session.get_one(Question, question_id, with_for_update=True, populate_existing=True)
     if question.status != QuestionStatus.OPEN:
         return
@@ -122,12 +138,13 @@ async def _expire(session: AsyncSession, question_id: UUID, run_id: UUID) -> Non
     events.record(session, run, "question.expired", {"key": question.key, "default": takes_default}, source="engine")
     await session.flush()
     if takes_default:
-        await _go_on(session, run)
+        await go_on(session, run)
     else:
         await runs.stop(session, run_id, by=f"expiry of the question {question.key}", tenant_id=run.tenant_id)
 
 
-async def _go_on(session: AsyncSession, run: ProjectRun) -> None:
+async def go_on(session: AsyncSession, run: ProjectRun) -> None:
+    """Put a run back into the queue that waits for nothing any more; the caller holds its row lock."""
     still_open = await session.scalar(
         select(func.count()).where(Question.run_id == run.id, Question.status == QuestionStatus.OPEN)
     )

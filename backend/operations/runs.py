@@ -13,8 +13,10 @@ from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import func, select, update
+from sqlalchemy import Uuid, func, select, update
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.sql.elements import ColumnElement
 
 from backend.adapters.db.engine import ring_after_commit
 from backend.adapters.db.tables import DeadLetter, Project, ProjectRun, ProjectTemplate, Question
@@ -28,7 +30,11 @@ from backend.domain.run import ENDED, MOVES, Request, RunStatus
 from backend.errors import Conflict, Fault, Invalid, NotFound
 from backend.operations import events, ledger, pages, projects
 
-VIEW = pages.View(ProjectRun, leave_out=frozenset({"tenant_id", "idempotency_key"}))
+VIEW = pages.View(
+    ProjectRun,
+    leave_out=frozenset({"tenant_id", "idempotency_key"}),
+    more={"forecast": func.run_forecast(ProjectRun.id, type_=JSONB)},
+)
 LISTED = pages.View(
     ProjectRun,
     leave_out=frozenset({"tenant_id", "idempotency_key", "config_snapshot", "brief", "final_report"}),
@@ -102,14 +108,15 @@ async def start(
     if idempotency_key is not None and (again := await _started_with(session, project, idempotency_key)):
         return again
     check_startable(project)
-    template = await _template_of(session, project)
+    template, number, run_id = await _beginning(session, project)
     config = merge({"graph": template.graph}, template.config_patch, project.config_patch, patch)
     if found := faults(config, project.brief):
         raise Invalid("The run cannot begin: " + " ".join(fault.message for fault in found), faults=found)
     run = ProjectRun(
+        id=run_id,
         tenant_id=tenant_id,
         project_id=project.id,
-        number=await next_number(session, project.id),
+        number=number,
         status=RunStatus.QUEUED,
         requested=Request.NONE,
         graph=config.graph,
@@ -126,15 +133,21 @@ async def start(
         started_by=by,
         idempotency_key=idempotency_key,
     )
+    told = {"number": run.number, "graph": run.graph, "template": template.slug, "by": by}
+    created = events.numbered(run, "run.created", told)
     session.add(run)
     await session.flush()
+    session.add(created)
     project.active_run_id = run.id
-    events.record(
-        session, run, "run.created", {"number": run.number, "graph": run.graph, "template": template.slug, "by": by}
-    )
     ring_after_commit(session, run.id)
     await session.flush()
     return run
+
+
+async def forecast(session: AsyncSession, run_id: UUID) -> dict[str, Any] | None:
+    """What the run will have spent when it is done, as ranges, and how they are computed; None: nothing can be said."""
+    said: dict[str, Any] | None = await session.scalar(select(func.run_forecast(run_id, type_=JSONB)))
+    return said
 
 
 def check_startable(project: Project) -> None:
@@ -161,36 +174,48 @@ async def _started_with(session: AsyncSession, project: Project, key: str) -> Pr
 
 async def next_number(session: AsyncSession, project_id: UUID) -> int:
     """The number of the project's next run; the caller holds the project's row lock."""
-    last = await session.scalar(select(func.max(ProjectRun.number)).where(ProjectRun.project_id == project_id))
-    return (last or 0) + 1
+    return int(await session.scalar(select(_next_number(project_id))) or 1)
 
 
-async def _template_of(session: AsyncSession, project: Project) -> ProjectTemplate:
-    found = await session.scalar(
-        select(ProjectTemplate).where(
+def _next_number(project_id: UUID) -> ColumnElement[int]:
+    last = select(func.max(ProjectRun.number)).where(ProjectRun.project_id == project_id).scalar_subquery()
+    return func.coalesce(last, 0) + 1
+
+
+async def _beginning(session: AsyncSession, project: Project) -> tuple[ProjectTemplate, int, UUID]:
+    """What a new run begins with, in one question: the project's template, the run's number and its id."""
+    found = await session.execute(
+        select(ProjectTemplate, _next_number(project.id), func.uuidv7(type_=Uuid())).where(
             ProjectTemplate.tenant_id == project.tenant_id,
             ProjectTemplate.slug == project.template_slug,
             ProjectTemplate.version == project.template_version,
         )
     )
-    if found is None:
+    row = found.one_or_none()
+    if row is None:
         raise NotFound(f"There is no template {project.template_slug} version {project.template_version}.")
-    return found
+    return row[0], row[1], row[2]
 
 
-async def pause(session: AsyncSession, run_id: UUID, *, by: str, tenant_id: UUID = DEFAULT_TENANT) -> ProjectRun:
-    """Ask a run to hold at its next safe point; a run that no worker holds yet is held when one takes it up.
+async def pause(
+    session: AsyncSession, run_id: UUID, *, by: str, at_once: bool = False, tenant_id: UUID = DEFAULT_TENANT
+) -> ProjectRun:
+    """Ask a run to hold: at its next node edge or, `at_once`, before its next model call.
 
-    Asking twice is the same as asking once. Raises `Conflict` when the run has ended or is being stopped.
+    At once, commands on their way are cut, since they can run again; calls on their way are waited for, since they are
+    paid. A run that no worker holds yet is held when one takes it up. Asking twice is the same as asking once; asking
+    for at once makes more of a pause that was asked for before. Raises `Conflict` when the run has ended or is being
+    stopped.
     """
     run = await get(session, run_id, tenant_id=tenant_id, lock=True)
     _refuse_ended(run, "paused")
     if run.requested == Request.STOP:
         raise Conflict(f"Run {run.number} is being stopped; it cannot be paused.")
-    if run.status == RunStatus.PAUSED or run.requested == Request.PAUSE:
+    asked = run.requested == Request.PAUSE
+    if run.status == RunStatus.PAUSED or (asked and (run.pause_at_once or not at_once)):
         return run
-    run.requested = Request.PAUSE
-    return await _changed(session, run, "run.pause_requested", by)
+    run.requested, run.pause_at_once = Request.PAUSE, at_once
+    return await _changed(session, run, "run.pause_requested", by, {"at_once": at_once})
 
 
 async def resume(session: AsyncSession, run_id: UUID, *, by: str, tenant_id: UUID = DEFAULT_TENANT) -> ProjectRun:

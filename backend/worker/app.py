@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -56,9 +57,7 @@ def run(settings: Settings) -> int:
         without_heartbeat=True,
         hostname=f"company@{loop.name}",
     )
-    patience = settings.engine.shutdown_seconds + EXIT_SECONDS
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: _leave(loop, patience))
+    _leave_when_asked(loop, settings.engine.shutdown_seconds + EXIT_SECONDS)
     try:
         worker.start()
     finally:
@@ -66,15 +65,26 @@ def run(settings: Settings) -> int:
     return 0
 
 
-def _leave(loop: LoopThread, patience: float) -> None:
+def _leave_when_asked(loop: LoopThread, patience: float) -> None:
+    """Leave at SIGTERM or SIGINT, on a thread of its own.
+
+    A handler runs in the middle of whatever the main thread does, which may hold any lock, that of the log as well: it
+    only writes a byte.
+    """
+    hears, tells = os.pipe()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: os.write(tells, b"."))
+    threading.Thread(target=_leave, args=(hears, loop, patience), name="leaving", daemon=True).start()
+
+
+def _leave(hears: int, loop: LoopThread, patience: float) -> None:
     """Take no more and let the runs hold; a process that cannot end by itself is ended, and its leases run out."""
-    if state.should_stop is None:
-        _log.info("The worker is asked to leave; its runs hold at their next safe point.")
+    os.read(hears, 1)
+    _log.info("The worker is asked to leave; its runs hold at their next safe point.")
     state.should_stop = 0
     loop.drain()
-    watchdog = threading.Timer(patience, os._exit, (1,))
-    watchdog.daemon = True
-    watchdog.start()
+    time.sleep(patience)
+    os._exit(1)
 
 
 def _keep_logs(**_: Any) -> None:

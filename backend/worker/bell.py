@@ -36,6 +36,10 @@ class CeleryBell:
         """Tell the followers of a run."""
         await self._waker.wake(run_id)
 
+    async def say(self, run_id: UUID, words: bytes) -> bool:
+        """Tell live followers what a model says; whether anybody heard it."""
+        return await self._waker.say(run_id, words)
+
     async def close(self) -> None:
         """Close the connections."""
         await self._waker.close()

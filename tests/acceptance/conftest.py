@@ -9,21 +9,47 @@ from typing import Any
 import pytest
 
 from backend.adapters.db.engine import Sessions
+from tests.acceptance.desk import Desk
+from tests.acceptance.faults.nursery import Nursery
 from tests.acceptance.firm import Firm
 from tests.openai_server import OpenAIServer
 from tests.openai_server.server import Script
 from tests.small_company import SmallCompany
 
 
+@pytest.fixture(scope="session")
+def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
+    """One process that has imported everything, for all tests."""
+    made = Nursery(tmp_path_factory.mktemp("nursery") / "log")
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="session")
+def desk() -> Iterator[Desk]:
+    """Where commands are typed."""
+    made = Desk()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def nursery(forks: Nursery) -> Iterator[Nursery]:
+    """Workers by fork, ended after the test."""
+    yield forks
+    forks.clear()
+
+
 @pytest.fixture
 def hire(
-    tmp_path: Path, database_url: str, redis_url: str, sessions: Sessions, make_run: Any
+    tmp_path: Path, database_url: str, redis_url: str, sessions: Sessions, make_run: Any, nursery: Nursery
 ) -> Iterator[Callable[..., Firm]]:
     """Makes a firm whose models follow a `SmallCompany`, or another script."""
     hired: list[Firm] = []
 
     def make(company: Script | None = None) -> Firm:
-        firm = Firm(tmp_path, database_url, redis_url, sessions, make_run, OpenAIServer(company or SmallCompany()))
+        server = OpenAIServer(company or SmallCompany())
+        firm = Firm(tmp_path, database_url, redis_url, sessions, make_run, server, nursery=nursery)
         firm.server.__enter__()
         hired.append(firm)
         return firm

@@ -14,6 +14,7 @@ from backend.adapters.db.tables import Project
 from backend.domain.config import RunConfig
 from graphs.software_company import GRAPH
 from tests.acceptance.faults.conftest import Crew
+from tests.acceptance.faults.nursery import Nursery
 from tests.small_company import BRIEF
 
 PRICES = {"input": 1, "output": 2}
@@ -21,8 +22,41 @@ CALL_USD = Decimal("0.0006")
 """What one call of `SmallCompany` costs: 400 tokens in, 100 out."""
 
 
+class Worker:
+    """A worker process of the nursery, to look at and to kill."""
+
+    def __init__(self, nursery: Nursery, pid: int) -> None:
+        self.pid, self._nursery = pid, nursery
+
+    def kill(self) -> None:
+        """End it without any warning."""
+        self._nursery.kill(self.pid)
+
+    def poll(self) -> int | None:
+        """None while it lives."""
+        return None if Path(f"/proc/{self.pid}").exists() else 0
+
+
 class Firm(Crew):
     """Workers that run the company's own graph with the models of a `SmallCompany`."""
+
+    def __init__(self, *args: Any, nursery: Nursery) -> None:
+        super().__init__(*args)
+        self._nursery = nursery
+
+    def start(self, **environment: str) -> Worker:
+        """Start a worker; it is forked from a process that has imported everything."""
+        worker = Worker(self._nursery, self._nursery.start(self.environment | environment))
+        self.workers.append(worker)
+        return worker
+
+    def stop(self) -> None:
+        """End what is left, without any warning."""
+        self._nursery.clear()
+
+    def log(self) -> str:
+        """The end of what the workers said."""
+        return self._nursery.path.read_text()[-6000:]
 
     async def begin(self, brief: str = BRIEF, **patch: Any) -> UUID:
         """Start a run with these settings on top."""

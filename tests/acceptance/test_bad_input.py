@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ import pytest
 
 from backend.adapters.db.engine import Sessions
 from backend.operations import runs, templates
+from tests.acceptance.desk import Desk
 from tests.acceptance.firm import Firm
 from tests.openai_server import Reply, cut, empty_choices, endless, position_of, text, tool_calls
 from tests.small_company import SmallCompany
@@ -28,7 +28,7 @@ Shell = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture
-def shell(tmp_path: Path, redis_url: str) -> Shell:
+def shell(desk: Desk, tmp_path: Path, redis_url: str) -> Shell:
     """Runs the command line against named servers."""
 
     def run(*arguments: str, database: str) -> subprocess.CompletedProcess[str]:
@@ -40,10 +40,7 @@ def shell(tmp_path: Path, redis_url: str) -> Shell:
             "COMPANY_HOME": str(tmp_path / "home"),
             "OPENAI_API_KEY": "sk-not-a-real-key",
         }
-        return subprocess.run(
-            [sys.executable, "-c", "from backend.cli import main; main()", *arguments],
-            env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False,
-        )  # fmt: skip
+        return desk.run(arguments, environment=environment, cwd=tmp_path)
 
     return run
 

@@ -20,6 +20,7 @@ import redis
 from backend.cli.follow import EXIT_CODES
 from backend.domain.run import ENDED
 from backend.operations import invariants
+from tests.acceptance.desk import Desk
 from tests.openai_server import OpenAIServer, Reply, error, text
 from tests.small_company import BRIEF, SmallCompany
 
@@ -31,15 +32,12 @@ COMPANY = [sys.executable, "-c", "from backend.cli import main; main()"]
 class Shell:
     """Runs the command line with an environment of its own."""
 
+    desk: Desk
     environment: dict[str, str]
     cwd: Path
 
     def run(self, *arguments: str, seconds: float = 90, stdin: bytes | None = None) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            [*COMPANY, *arguments], env=self.environment, cwd=self.cwd, capture_output=True, input=stdin,
-            timeout=seconds, check=False,
-        )  # fmt: skip
-        return subprocess.CompletedProcess(arguments, done.returncode, done.stdout.decode(), done.stderr.decode())
+        return self.desk.run(arguments, environment=self.environment, cwd=self.cwd, stdin=stdin, seconds=seconds)
 
     def start(self, *arguments: str) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
@@ -53,9 +51,9 @@ def environment(home: Path, **more: str) -> dict[str, str]:
 
 
 @pytest.fixture
-def alone(tmp_path: Path) -> Shell:
+def alone(desk: Desk, tmp_path: Path) -> Shell:
     """A shell in which no company runs."""
-    return Shell(environment(tmp_path / "home"), tmp_path)
+    return Shell(desk, environment(tmp_path / "home"), tmp_path)
 
 
 def answers(request: dict[str, Any]) -> Reply:
@@ -63,7 +61,8 @@ def answers(request: dict[str, Any]) -> Reply:
     model = request["model"]
     if model == "broken":
         return error(401, "no such key")
-    return text(f"answer to {request['messages'][-1]['content']}").billed(100, 20).after(3 if model == "slow" else 0.01)
+    seconds = {"slow": 5, "still": 600}.get(model, 0.01)
+    return text(f"answer to {request['messages'][-1]['content']}").billed(100, 20).after(seconds)
 
 
 @dataclass
@@ -93,7 +92,7 @@ class Up:
 
 
 @pytest.fixture(scope="module")
-def up(tmp_path_factory: pytest.TempPathFactory, addresses: dict[str, str]) -> Iterator[Up]:
+def up(desk: Desk, tmp_path_factory: pytest.TempPathFactory, addresses: dict[str, str]) -> Iterator[Up]:
     """One company for the tests of this file: api and worker over a database of its own, with the graph `chain`."""
     folder = tmp_path_factory.mktemp("up")
     plugin = folder / "plugin" / "chain-1.dist-info"
@@ -101,6 +100,7 @@ def up(tmp_path_factory: pytest.TempPathFactory, addresses: dict[str, str]) -> I
     (plugin / "METADATA").write_text("Metadata-Version: 2.1\nName: chain\nVersion: 1\n")
     (plugin / "entry_points.txt").write_text("[company.graphs]\nchain = tests.acceptance.graphs:CHAIN\n")
     shell = Shell(
+        desk,
         environment(folder / "home", PYTHONPATH=f"{ROOT}:{plugin.parent}", **addresses),
         folder,
     )
@@ -167,7 +167,7 @@ def test_a_brief_with_binary_in_it_is_refused(alone: Shell, tmp_path: Path) -> N
 
 
 def test_a_port_that_is_taken_is_named(up: Up, tmp_path: Path) -> None:
-    done = Shell(up.shell.environment | {"COMPANY_HOME": str(tmp_path)}, tmp_path).run(
+    done = Shell(up.shell.desk, up.shell.environment | {"COMPANY_HOME": str(tmp_path)}, tmp_path).run(
         "up", "--port", up.url.rsplit(":", 1)[1]
     )
     assert (done.returncode, "cannot be used" in done.stderr) == (1, True), done
@@ -250,11 +250,18 @@ def test_a_run_fails_when_no_model_answers_and_can_be_retried(up: Up) -> None:
 
 
 def test_a_run_is_paused_resumed_and_stopped_while_it_works(up: Up) -> None:
-    started = up.shell.run("run", "Build it.", "--json", *up.settings("slow"))
+    started = up.shell.run(
+        "run", "Build it.", "--json", *up.settings("slow", **{"models.providers.local.stream": "true"})
+    )
     run_id = json.loads(started.stdout)["run_id"]
     _until(up, run_id, "RUNNING")
-    assert up.shell.run("pause", run_id).returncode == 0
+    watching = up.shell.start("watch", run_id, "--tokens")
+    assert watching.stdout is not None
+    lines = iter(watching.stdout.readline, b"")
+    assert any("│ answer to".encode() in line for line in lines), "what the models say is shown while they say it"
+    assert up.shell.run("pause", run_id, "--now").returncode == 0
     _until(up, run_id, "PAUSED")
+    assert (watching.wait(timeout=60), watching.stdout.close()) == (7, None)
     assert up.shell.run("resume", run_id).returncode == 0
     _until(up, run_id, "RUNNING")
     assert up.shell.run("stop", run_id).returncode == 0
@@ -264,8 +271,8 @@ def test_a_run_is_paused_resumed_and_stopped_while_it_works(up: Up) -> None:
 @pytest.mark.parametrize("words", [("watch",), ("run", "Build it.", "--wait")])
 def test_who_stops_watching_leaves_the_run_as_it_is_and_hears_how_to_come_back(up: Up, words: tuple[str, ...]) -> None:
     if words == ("watch",):
-        up.shell.run("run", "Build it.", *up.settings("slow"))
-    watching = up.shell.start(*words, *(up.settings("slow") if "run" in words else ()))
+        up.shell.run("run", "Build it.", *up.settings("still"))
+    watching = up.shell.start(*words, *(up.settings("still") if "run" in words else ()))
     assert watching.stdout is not None
     said = watching.stdout.readline().decode()
     watching.send_signal(signal.SIGINT)

@@ -90,7 +90,20 @@ async def test_a_stop_cuts_a_model_call(hire: Hire) -> None:
     await _stops(firm, run_id, "a model call", working)
 
 
-async def test_a_stop_kills_a_sandboxed_test(hire: Hire) -> None:
+async def _pauses_at_once(firm: Firm, run_id: UUID, working: Callable[[], Awaitable[bool]]) -> None:
+    async with asyncio.timeout(90):
+        while not await working():
+            await asyncio.sleep(0.05)
+    async with firm.sessions.begin() as session:
+        await runs.pause(session, run_id, by="ada", at_once=True)
+    await firm.becomes(run_id, "PAUSED", HANG_GUARD_SECONDS)
+    assert not await working(), "what can be done again is cut"
+    assert await firm.query("SELECT id FROM model_calls WHERE status <> 'done'") == []
+    async with firm.sessions.begin() as session:
+        await runs.resume(session, run_id, by="ada")
+
+
+async def test_a_pause_at_once_and_a_stop_kill_a_sandboxed_test_and_no_call_is_paid_twice(hire: Hire) -> None:
     firm = hire(Sleeper())
     worker = firm.start(**DEFAULTS)
     run_id = await firm.begin(roles={"developer": {"enabled": True}})
@@ -98,7 +111,10 @@ async def test_a_stop_kills_a_sandboxed_test(hire: Hire) -> None:
     async def working() -> bool:
         return any("pytest" in said or "gate_runner" in said for said in _below(worker.pid).values())
 
+    await _pauses_at_once(firm, run_id, working)
+    paid = len(firm.server.requests)
     await _stops(firm, run_id, "a sandboxed test", working)
+    assert len(firm.server.requests) == paid, "the node went on exactly there"
 
 
 async def test_a_stop_kills_a_git_operation(hire: Hire) -> None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 from uuid import UUID
 
+from sqlalchemy import event
 from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 
 from backend.adapters.db.pool import PATIENCE, limits
@@ -28,14 +31,21 @@ def connect(url: str, *, pool_size: int = 10, patience: float = PATIENCE) -> Asy
 
     A transaction in which this process falls silent for `patience` seconds is rolled back by the server.
     """
-    return create_async_engine(
+    engine = create_async_engine(
         asyncpg_url(url),
         pool_size=pool_size,
         max_overflow=pool_size,
-        pool_pre_ping=True,
         pool_recycle=1800,
         connect_args={"server_settings": limits(patience)},
     )
+    event.listen(engine.sync_engine, "checkout", _refuse_closed)
+    return engine
+
+
+def _refuse_closed(connection: Any, _record: Any, _proxy: Any) -> None:
+    """Let the pool open a connection anew that the server has closed; asking the server would take three messages."""
+    if connection.driver_connection.is_closed():
+        raise DisconnectionError("The server has closed the connection.")
 
 
 def sessions_of(engine: AsyncEngine) -> Sessions:

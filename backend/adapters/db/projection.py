@@ -125,15 +125,17 @@ class Projection:
 
     def _create_task(self, effect: Effect) -> None:
         row = {name: effect[name] for name in ("key", "title", "description", "status", "priority")}
-        row |= {"id": self._task(effect["key"]), "task_kind": effect["task_kind"], "role": effect["role"]}
-        row |= {"acceptance_criteria": effect["acceptance_criteria"], "parent_id": self._task(effect["parent"])}
+        row |= {"id": self._task(effect["key"]), "kind": effect["task_kind"], "assigned_role": effect["role"]}
+        row |= {"acceptance_criteria": effect["acceptance_criteria"], "parent_task_id": self._task(effect["parent"])}
         row |= {"iteration": 0, "branch": None, "commit": None}
         TaskStatus(effect["status"])
         self.rows.tasks.append(row)
         for key in dict.fromkeys(effect["depends_on"]):
-            self.rows.dependencies.append({"task_id": row["id"], "depends_on": self._task(key)})
-        event = {"task_id": row["id"], "status": effect["status"]}
-        self._event("task.created", event | {name: row[name] for name in ("key", "title", "task_kind", "role")})
+            self.rows.dependencies.append({"task_id": row["id"], "depends_on_task_id": self._task(key)})
+        event = {"task_id": row["id"]} | {
+            name: effect[name] for name in ("key", "title", "status", "task_kind", "role")
+        }
+        self._event("task.created", event)
 
     def _move_task(self, effect: Effect) -> None:
         to = TaskStatus(effect["to"])
@@ -185,18 +187,18 @@ class Projection:
 
     def _record_artifact(self, effect: Effect) -> None:
         row = {name: effect[name] for name in ("path", "media_type", "size", "sha256", "commit")}
-        row |= {"id": self._id("artifact"), "task_id": self._task(effect["task"])}
-        row["artifact_kind"] = effect["artifact_kind"]
+        row |= {"id": self._id("artifact"), "task_id": self._task(effect["task"]), "kind": effect["artifact_kind"]}
         self.rows.artifacts.append(row)
-        self._event("artifact.recorded", {name: row[name] for name in ("id", "artifact_kind", "path", "sha256")})
+        event = {"id": row["id"]} | {name: effect[name] for name in ("artifact_kind", "path", "sha256")}
+        self._event("artifact.recorded", event)
 
     def _ask_question(self, effect: Effect) -> None:
-        names = ("key", "question_kind", "text", "asked_by", "options", "default", "due_seconds", "on_expiry")
-        row = {name: effect[name] for name in names} | {"id": self._id("question")}
+        names = ("key", "text", "asked_by", "options", "default", "due_seconds", "on_expiry")
+        row = {name: effect[name] for name in names} | {"id": self._id("question"), "kind": effect["question_kind"]}
         row["task_id"] = self._task(effect["task"])
         self.rows.questions.append(row)
-        shown = ("id", "key", "question_kind", "text", "options", "default", "asked_by")
-        self._event("question.asked", {name: row[name] for name in shown})
+        shown = ("key", "question_kind", "text", "options", "default", "asked_by")
+        self._event("question.asked", {"id": row["id"]} | {name: effect[name] for name in shown})
 
     def _record_event(self, effect: Effect) -> None:
         if effect["event_type"] not in EVENT_TYPES:

@@ -142,6 +142,9 @@ class ProjectRun(Table):
     requested: Mapped[str] = mapped_column(
         server_default="none", comment="What somebody asked of it: none, pause, stop"
     )
+    pause_at_once: Mapped[bool] = mapped_column(
+        server_default=sql("false"), comment="Whether the pause that was asked for last cuts the node short"
+    )
     graph: Mapped[str] = mapped_column(comment="Name of its graph")
     graph_version: Mapped[str] = mapped_column(comment="Version of the graph it is pinned to")
     template_slug: Mapped[str] = mapped_column(comment="Preset it started from")

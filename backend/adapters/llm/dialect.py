@@ -20,6 +20,7 @@ class Dialect:
     tokens: str
     temperature: bool = True
     stream_usage: bool = True
+    streams: bool = True
 
     @classmethod
     def of(cls, model: str, base_url: str) -> Dialect:
@@ -45,8 +46,14 @@ class Dialect:
             self.temperature = False
         elif self.stream_usage and "stream_options" in complaint:
             self.stream_usage = False
+        elif self.streams and "stream" in complaint:
+            self.streams = False
         elif self.tokens in complaint:
             self.tokens = "max_tokens" if self.modern else "max_completion_tokens"
         else:
             return False
         return True
+
+    def metered(self, *, streamed: bool) -> None:
+        """Take up that a reply named no usage: one that was streamed is asked for whole from now on."""
+        self.streams = self.streams and not streamed

@@ -25,6 +25,7 @@ from backend.adapters.llm.wire import LARGEST_REPLY
 from backend.domain import estimate
 from backend.domain.config import RunConfig
 from backend.domain.model import CallFailed, Choice, Exchange, ModelRequest, Position, Quote, Usage
+from backend.domain.words import Token
 from backend.settings import Settings, provider_key
 
 
@@ -82,14 +83,16 @@ class Gateway:
     ) -> Exchange:
         """Make one attempt, which was admitted before; raises `CallFailed`.
 
-        `on_token` gets the text as it is streamed; without it the reply comes whole.
+        `on_token` gets text and tool calls as they are streamed; without it the reply comes whole.
         """
         provider = config.models.providers[choice.provider]
         if provider.kind == "replay":
             began = time.monotonic()
             reply, usage = self._replay.call(choice, provider, request, position)
-            if on_token is not None and reply.content:
-                await on_token(reply.content)
+            if on_token is not None:
+                await on_token(Token(reply.content))
+                for call in reply.tool_calls:
+                    await on_token(Token(call.arguments, call.name))
             marks = {"recorded_cost_usd": recorded_cost(reply.model, usage)}
             return _exchange(choice, config, reply, usage, time.monotonic() - began, marks)
         if config.budget.usd is not None and price(config, choice.provider, choice.model) is None:

@@ -20,11 +20,12 @@ from backend.adapters.llm.dialect import Dialect
 from backend.adapters.llm.wire import LARGEST_REPLY, BoundedClient, Capture, TooLarge, capturing, usage_in
 from backend.domain.config import OPENAI_URL, ProviderConfig
 from backend.domain.model import CallFailed, Choice, FailureKind, ModelRequest, Position, Usage
+from backend.domain.words import Token
 
 if TYPE_CHECKING:
     from langchain_openai.chat_models.base import BaseChatOpenAI
 
-OnToken = Callable[[str], Awaitable[None]]
+OnToken = Callable[[Token], Awaitable[None]]
 Key = Callable[[str], SecretStr | None]
 """Reads a provider's key by the name of its environment variable."""
 
@@ -32,6 +33,8 @@ _MODELS_KEPT = 256
 _LESSONS = 4
 """Times that one call is sent while the endpoint refuses parameters."""
 _CONNECT_SECONDS = 10.0
+_SHORTEST_KEY = 8
+"""What is shorter is no key worth hiding, and would hide words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,15 +72,19 @@ class OpenAIProviders:
         model = self._model(base_url, key, choice)
         headers = {"X-Client-Request-Id": request_id(request, position)}
         for _ in range(_LESSONS):
+            listener = None if on_token is None or not dialect.streams else _Listener(on_token, key)
             options = _options(choice, request, dialect) | {"extra_headers": headers}
-            if on_token is not None:
+            if listener is not None:
                 options["stream_usage"] = dialect.stream_usage
             capture = Capture(limit=self._largest)
-            raised = await _send(model, request, options, capture, on_token)
+            raised = await _send(model, request, options, capture, listener)
             _scrub(capture, key)
             if not dialect.learn(capture.status, failures.error_in(bytes(capture.body))[0].lower()):
                 break
-        return _heard(capture, raised, choice)
+        heard = _heard(capture, raised, choice)
+        if heard.usage is None:
+            dialect.metered(streamed=listener is not None)
+        return heard
 
     async def close(self) -> None:
         """Close the HTTP client; the next call opens a new one."""
@@ -128,43 +135,77 @@ def _options(choice: Choice, request: ModelRequest, dialect: Dialect) -> dict[st
 
 
 async def _send(
-    model: BaseChatOpenAI, request: ModelRequest, options: dict[str, Any], capture: Capture, on_token: OnToken | None
+    model: BaseChatOpenAI,
+    request: ModelRequest,
+    options: dict[str, Any],
+    capture: Capture,
+    listener: _Listener | None,
 ) -> BaseException | None:
     """Send and fill the capture; return what the client raised, which the capture explains."""
     from openai import OpenAIError
 
     messages = [langchain_message(message) for message in request.messages]
-    listener = _Listener(on_token)
     token = capturing.set(capture)
     try:
         async with asyncio.timeout(options["timeout"].read):
-            if on_token is None:
+            if listener is None:
                 await model.ainvoke(messages, **options)
             else:
                 async with aclosing(model.astream(messages, **options)) as stream:  # type: ignore[type-var] # it is an async generator
                     async for chunk in stream:
-                        await listener.hear(chunk.text)
+                        await listener.hear(chunk)
+                await listener.end()
     except (OpenAIError, httpx2.HTTPError, TooLarge, TimeoutError, ValueError, TypeError) as failure:
-        return listener.own(failure)
+        return failure if listener is None else listener.own(failure)
     except (LookupError, AttributeError, RecursionError) as unread:
         # The library could not make sense of the body; the capture is judged by our own reading.
-        return listener.own(unread)
+        return unread if listener is None else listener.own(unread)
     finally:
         capturing.reset(token)
     return None
 
 
 class _Listener:
-    """Passes tokens on, and keeps apart what the listener itself raises."""
+    """Passes tokens on without the key that an endpoint may echo, and keeps apart what the listener itself raises."""
 
-    def __init__(self, on_token: OnToken | None) -> None:
-        self._on_token = on_token
+    def __init__(self, on_token: OnToken, key: str) -> None:
+        self._on_token, self._key = on_token, key
+        self._held = ""
+        self._tool: str | None = None
         self._talking = False
 
-    async def hear(self, text: str) -> None:
-        if text and self._on_token is not None:
+    async def hear(self, chunk: Any) -> None:
+        """Take in what arrived: text, and parts of tool calls, of which the first names the tool."""
+        if chunk.text:
+            await self._pass(chunk.text, None)
+        for part in getattr(chunk, "tool_call_chunks", ()):
+            if part.get("name"):
+                await self.end()
+                self._tool = part["name"]
+            await self._pass(part.get("args") or "", self._tool or "")
+
+    async def end(self) -> None:
+        """Pass on what was held back."""
+        held, self._held = self._held, ""
+        await self._tell(held)
+
+    async def _pass(self, text: str, tool: str | None) -> None:
+        if tool != self._tool:
+            await self.end()
+            self._tool = tool
+        if len(self._key) < _SHORTEST_KEY:
+            await self._tell(text)
+            return
+        known = (self._held + text).replace(self._key, "[key]")
+        # What may be the beginning of the key waits for what follows.
+        half = next(n for n in range(min(len(known), len(self._key) - 1), -1, -1) if known.endswith(self._key[:n]))
+        self._held = known[len(known) - half :]
+        await self._tell(known[: len(known) - half])
+
+    async def _tell(self, text: str) -> None:
+        if text:
             self._talking = True
-            await self._on_token(text)
+            await self._on_token(Token(text, self._tool))
             self._talking = False
 
     def own(self, failure: Exception) -> Exception:
@@ -220,6 +261,6 @@ def _broken(raised: BaseException | None) -> tuple[FailureKind, str] | None:
 
 def _scrub(capture: Capture, key: str) -> None:
     """Take the key out of a body, so that an endpoint that echoes it cannot put it into logs or the database."""
-    if len(key) >= 8:
+    if len(key) >= _SHORTEST_KEY:
         capture.body = bytearray(bytes(capture.body).replace(key.encode(), b"[key]"))
         capture.headers = {name: value.replace(key, "[key]") for name, value in capture.headers.items()}

@@ -66,7 +66,8 @@ class Sandbox:
                 holds, evidence = await selftest.prove(cls(level, {}, commands=commands).run)
                 if holds:
                     return cls(level, evidence, commands=commands)
-                lacking = "; ".join(f"{what}: {seen}" for what, seen in evidence.items() if seen not in {"no", "yes"})
+                seen = "; ".join(f"{what}: {seen}" for what, seen in evidence.items() if seen not in {"no", "yes"})
+                lacking = (_kept_out() if level == "landlock" else None) or seen
             reasons.append(f"{level} ({lacking})")
         advice = _OPEN_THE_WAY if reasons == [f"landlock ({_kept_out()})"] else _ADVICE
         raise Unavailable(
@@ -121,11 +122,11 @@ def _lacking(level: str) -> str | None:
         return "no bubblewrap program"
     if level == "landlock" and kernel.landlock_abi() < 1:
         return "the kernel offers no Landlock"
-    return _kept_out() if level == "landlock" else None
+    return None
 
 
 def _kept_out() -> str | None:
-    """Say which directory keeps the user that root's commands become from the interpreter; Landlock mounts nothing."""
+    """Say which directory keeps the user that root's commands become from the interpreter, where root cannot mount."""
     if os.geteuid() != 0:
         return None
     for way in (sys.executable, os.path.realpath(sys.executable)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
@@ -113,18 +114,16 @@ class Children:
 
 def wait_for_signal() -> signal.Signals:
     """Block the main thread until somebody asks the process to end (SIGTERM, or Ctrl-C)."""
-    asked: list[signal.Signals] = []
-    wake = threading.Event()
-
-    def note(number: int, _frame: object) -> None:
-        asked.append(signal.Signals(number))
-        wake.set()
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    hears, tells = os.pipe()
+    # A handler runs in the middle of anything and may wait for no lock.
+    handlers = {
+        number: signal.signal(number, lambda got, _frame: os.write(tells, bytes([got])))
+        for number in (signal.SIGTERM, signal.SIGINT)
+    }
     try:
-        while not wake.wait(1.0):
-            pass
+        return signal.Signals(os.read(hears, 1)[0])
     finally:
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)
-    return asked[0]
+        os.close(hears)
+        os.close(tells)

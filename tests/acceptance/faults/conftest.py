@@ -22,7 +22,6 @@ from backend.adapters.db.tables import Project
 from backend.domain.config import RunConfig
 from backend.operations import invariants
 from tests.acceptance.faults import numbers
-from tests.acceptance.faults.nursery import Nursery
 from tests.openai_server import OpenAIServer, Reply, text
 
 ROOT = Path(__file__).parents[3]
@@ -178,18 +177,3 @@ def crew(tmp_path: Path, database_url: str, redis_url: str, sessions: Sessions, 
     with made.server:
         yield made
         made.stop()
-
-
-@pytest.fixture(scope="session")
-def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
-    """One process that has imported everything, for all tests."""
-    made = Nursery(tmp_path_factory.mktemp("nursery") / "log")
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def nursery(forks: Nursery) -> Iterator[Nursery]:
-    """Workers by fork, ended after the test."""
-    yield forks
-    forks.clear()

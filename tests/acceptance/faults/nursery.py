@@ -28,6 +28,7 @@ class Nursery:
     """A process that becomes a worker as often as it is asked to."""
 
     def __init__(self, log: Path) -> None:
+        self.path = log
         self._log = log.open("wb")
         environment = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
         self._parent = subprocess.Popen(
@@ -80,11 +81,15 @@ class Nursery:
 
 def _serve() -> None:
     clocks.install()
+    # The gateway imports its client when a model is first called.
+    import langchain_openai
+
     from backend.cli import server
     from backend.worker import app, bell, loop
 
     assert bell
     assert loop
+    assert langchain_openai
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     for line in sys.stdin:
         child = os.fork()

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import AsyncIterator
+from collections.abc import Callable
 from pathlib import Path
 from uuid import uuid4
 
@@ -30,11 +30,14 @@ CONFIG = SandboxConfig(memory_mb=256, seconds=20, processes=24, disk_mb=16, cpu_
 
 
 @pytest.fixture(scope="module", params=LEVELS)
-async def sandbox(request: pytest.FixtureRequest) -> AsyncIterator[Sandbox]:
+async def sandbox(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Sandbox:
     try:
-        yield await Sandbox.detect(SandboxConfig(level=request.param), commands=4)
+        found = await Sandbox.detect(SandboxConfig(level=request.param), commands=4)
+        # Root's temporary directory is closed to the user that its commands become; Landlock alone may not get there.
+        await found.run("true", root=tmp_path_factory.mktemp("reached"), config=CONFIG)
     except Unavailable as lacking:
         pytest.skip(lacking.message)
+    return found
 
 
 @pytest.fixture
@@ -58,28 +61,73 @@ async def test_some_level_holds_on_this_machine_and_shows_its_evidence() -> None
     assert set(found.evidence.values()) == {"yes", "no"}
 
 
-def test_landlock_as_root_names_the_directory_that_keeps_its_user_from_the_interpreter(tmp_path: Path) -> None:
+DETECTS_LANDLOCK = """
+    import asyncio, sys
+    from pathlib import Path
+    from backend.adapters.sandbox import Sandbox
+    from backend.adapters.sandbox.launcher import kernel
+    from backend.domain.config import SandboxConfig
+    from backend.errors import Unavailable
+    if sys.argv[1] == "without mounts":
+        assert kernel._prctl(kernel._PR_CAPBSET_DROP, 21) == 0  # CAP_SYS_ADMIN, gone with the next program
+    async def work():
+        found = await Sandbox.detect(SandboxConfig(level="landlock"))
+        command = "echo done > here; test ! -e ../../secret"
+        done = await found.run(command, root=Path(sys.argv[2]), config=SandboxConfig())
+        print("exit code", done.exit_code)
+    try:
+        asyncio.run(work())
+    except Unavailable as lacking:
+        print(lacking.message)
+"""
+
+
+@pytest.fixture
+def below_a_closed_home(tmp_path: Path) -> Callable[[str], str]:
+    """Detects the level `landlock` with an interpreter that only root can reach, with or without the right to mount."""
     if os.geteuid() != 0 or kernel.landlock_abi() < 1:
         pytest.skip("only root's commands change their user, and only a kernel with Landlock gets that far")
-    home = tmp_path / "closed"
-    home.mkdir(mode=0o700)
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(home / "venv")], check=True)
-    code = """
-        import asyncio
-        from backend.adapters.sandbox import Sandbox
-        from backend.domain.config import SandboxConfig
-        from backend.errors import Unavailable
-        try:
-            asyncio.run(Sandbox.detect(SandboxConfig(level="landlock")))
-        except Unavailable as lacking:
-            print(lacking.message)
-    """
-    argv = [str(home / "venv" / "bin" / "python"), "-c", textwrap.dedent(code)]
-    paths = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    said = subprocess.run(argv, env=paths, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    tree = tmp_path / "closed" / "work" / "tree"
+    tree.mkdir(parents=True)
+    (tmp_path / "closed").chmod(0o700)
+    (tmp_path / "closed" / "secret").touch()
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "closed" / "venv")], check=True)
+
+    def detect(how: str) -> str:
+        argv = [
+            str(tmp_path / "closed" / "venv" / "bin" / "python"),
+            "-c",
+            textwrap.dedent(DETECTS_LANDLOCK),
+            how,
+            str(tree),
+        ]
+        paths = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+        return subprocess.run(argv, env=paths, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+    return detect
+
+
+def test_landlock_as_root_reaches_what_it_needs_below_a_closed_home_and_sees_nothing_else(
+    below_a_closed_home: Callable[[str], str], tmp_path: Path
+) -> None:
+    try:
+        kernel_allows = subprocess.run(["unshare", "--mount", "true"], check=False, capture_output=True).returncode == 0
+    except FileNotFoundError:
+        kernel_allows = False
+    if not kernel_allows:
+        pytest.skip("root may make no mount namespace here")
+    assert below_a_closed_home("with mounts") == "exit code 0\n"
+    assert (tmp_path / "closed" / "work" / "tree" / "here").read_text() == "done\n"
+
+
+def test_landlock_where_root_cannot_mount_names_the_directory_that_keeps_its_user_out(
+    below_a_closed_home: Callable[[str], str], tmp_path: Path
+) -> None:
+    said = below_a_closed_home("without mounts")
     named = re.search(r"who cannot enter (\S+) to reach (\S+)\)", said)
     assert named is not None, said
-    assert (argv[0], (home / "venv").is_relative_to(named[1])) == (named[2], True)
+    venv = tmp_path / "closed" / "venv"
+    assert (str(venv / "bin" / "python"), venv.is_relative_to(named[1])) == (named[2], True)
     assert ("where every user may enter" in said, "namespaces" in said) == (True, False)
 
 
@@ -105,7 +153,7 @@ async def test_arguments_are_not_read_by_a_shell(sandbox: Sandbox, root: Path) -
 async def test_pytest_runs_inside(sandbox: Sandbox, root: Path) -> None:
     (root / "test_a.py").write_text("def test_a(tmp_path):\n    assert tmp_path.is_dir()\n")
     argv = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_a.py"]
-    result = await sandbox.run(argv, root=root, config=CONFIG.model_copy(update={"memory_mb": 1024}))
+    result = await sandbox.run(argv, root=root, config=CONFIG.model_copy(update={"memory_mb": 1024, "seconds": 200}))
     assert result.exit_code == 0, result.stdout + result.stderr
     assert "1 passed" in result.stdout
 
@@ -159,8 +207,7 @@ async def test_a_daemon_does_not_outlive_its_command(sandbox: Sandbox, root: Pat
 async def test_a_cancelled_command_is_gone_when_the_cancellation_arrives(sandbox: Sandbox, root: Path) -> None:
     mark = f"{int(time.time() * 1000) % 90000 + 10000}"
     task = asyncio.create_task(sandbox.run(f"touch begun; exec sleep {mark}", root=root, config=CONFIG))
-    while not (root / "begun").exists():
-        await asyncio.sleep(0.01)
+    await until(lambda: (root / "begun").exists() or task.done())
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task

@@ -25,6 +25,11 @@ class Quiet:
     def __init__(self) -> None:
         self.rung: list[UUID] = []
         self.queues: dict[UUID | None, list[asyncio.Queue[None]]] = {}
+        self.said: asyncio.Queue[bytes] = asyncio.Queue()
+
+    async def words(self, run_id: UUID) -> AsyncIterator[bytes]:
+        while True:
+            yield await self.said.get()
 
     async def ring(self, run_id: UUID) -> None:
         self.rung.append(run_id)

@@ -76,6 +76,28 @@ async def seqs(lines: AsyncIterator[str], most: int | None = None) -> list[int]:
     return found
 
 
+async def test_words_come_between_the_events_without_a_number_and_only_for_who_asks(
+    address: str, new_run: Post, sessions: Sessions, bell: Quiet
+) -> None:
+    run_id = (await new_run())["id"]
+    async with following(address, run_id, params={"tokens": "true"}) as lines:
+        assert await seqs(lines, 1) == [1]
+        for number in range(3):
+            bell.said.put_nowait(json.dumps({"type": "tokens", "text": f"word {number}"}).encode())
+        spoken = []
+        while len(spoken) < 3:
+            line = await anext(lines)
+            assert not line.startswith("id:")
+            if line.startswith("data: ") and "tokens" in line:
+                spoken.append(json.loads(line[6:])["text"])
+        assert spoken == ["word 0", "word 1", "word 2"]
+        await tell(sessions, bell, run_id, 2, end=True)
+        assert await seqs(lines) == [2, 3, 4], "the stream ends with the run, whatever is still said"
+    bell.said.put_nowait(b'{"type": "tokens", "text": "late"}')
+    async with following(address, run_id, headers={"Last-Event-ID": "2"}) as lines:
+        assert "late" not in "".join([line async for line in lines])
+
+
 async def test_a_stream_begins_after_what_was_seen_and_ends_with_the_run(
     address: str, new_run: Post, sessions: Sessions, bell: Quiet
 ) -> None:

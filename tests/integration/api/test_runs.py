@@ -42,6 +42,9 @@ async def test_a_run_is_paused_resumed_stopped_and_retried(
     run = await new_run()
     path = f"/api/runs/{run['id']}"
     assert (await client.post(f"{path}/pause")).json()["requested"] == "pause"
+    at_once = (await client.post(f"{path}/pause", json={"at_once": True})).json()
+    assert (at_once["requested"], at_once["pause_at_once"]) == ("pause", True)
+    assert (await client.post(f"{path}/pause", json={"at_once": "soon"})).status_code == 422
     assert (await client.post(f"{path}/resume")).json()["requested"] == "none"
     assert (await client.post(f"{path}/stop")).json()["status"] == "STOPPED_USER"
     assert (await client.post(f"{path}/pause")).status_code == 409
@@ -51,6 +54,7 @@ async def test_a_run_is_paused_resumed_stopped_and_retried(
     types = [entry["what"] for entry in (await client.get(f"{path}/timeline")).json()]
     assert types == [
         "run.created",
+        "run.pause_requested",
         "run.pause_requested",
         "run.resume_requested",
         "run.stopped_user",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable
 from decimal import Decimal
 from typing import Any
@@ -47,7 +48,9 @@ class ScriptedTransport:
         self.waiting += 1
         await self.admitted.wait()
 
-    async def send(self, choice: Choice, request: ModelRequest, position: Position, config: RunConfig) -> Exchange:
+    async def send(
+        self, choice: Choice, request: ModelRequest, position: Position, config: RunConfig, on_token: Any = None
+    ) -> Exchange:
         self.calls.append(position)
         answer = self.script(position, self.calls.count(position))
         await self.gate.wait()
@@ -61,6 +64,11 @@ class RecordingBell:
 
     def __init__(self) -> None:
         self.rung: list[UUID] = []
+        self.said: list[dict[str, Any]] = []
+
+    async def say(self, run_id: UUID, words: bytes) -> bool:
+        self.said.append(json.loads(words))
+        return True
 
     async def ring(self, run_id: UUID) -> None:
         self.rung.append(run_id)

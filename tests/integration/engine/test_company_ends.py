@@ -37,7 +37,9 @@ class Spoken:
     async def admit(self, choice: Choice, config: RunConfig) -> None:
         return None
 
-    async def send(self, choice: Choice, request: ModelRequest, position: Position, config: RunConfig) -> Exchange:
+    async def send(
+        self, choice: Choice, request: ModelRequest, position: Position, config: RunConfig, on_token: Any = None
+    ) -> Exchange:
         said = self.company(request, position)
         return Exchange(
             said.content, said.tool_calls, said.finish_reason, said.usage, Decimal("0.001"), 0.01, "test-model", {}

@@ -6,9 +6,10 @@ import asyncio
 from decimal import Decimal
 from uuid import UUID
 
+import pytest
 from sqlalchemy import select
 
-from backend.adapters.db.tables import Question
+from backend.adapters.db.tables import ProjectRun, Question
 from backend.domain.model import CallFailed, Exchange, Position, Usage
 from backend.operations import questions, runs
 from tests.integration.engine.conftest import Company, reply
@@ -76,33 +77,77 @@ async def test_an_interrupt_of_langgraph_is_a_question_too(company: Company) -> 
     await company.check(run_id)
 
 
-async def test_a_pause_in_the_middle_of_a_node_holds_and_pays_nothing_twice(company: Company) -> None:
+PAUSES = pytest.mark.parametrize(
+    ("at_once", "reason", "made"), [(False, "pause", 2), (True, "pause_now", 1)], ids=["soft", "at once"]
+)
+
+
+async def _on_its_way_to_a_pause(company: Company, *, at_once: bool = False) -> tuple[UUID, asyncio.Task[None]]:
     run_id = await company.run()
     company.transport.gate.clear()
     driving = asyncio.create_task(company.executor.execute(run_id))
     await company.until(lambda: company.transport.calls)
-    await company.operate(runs.pause, run_id, by="ada")
-    await company.until(lambda: company.executor.leases[run_id].reason == "pause")
+    await company.operate(runs.pause, run_id, by="ada", at_once=at_once)
+    reason = "pause_now" if at_once else "pause"
+    await company.until(lambda: company.executor.leases[run_id].reason == reason)
+    return run_id, driving
+
+
+@PAUSES
+async def test_a_pause_lets_the_node_finish_or_at_once_the_call_alone_and_pays_nothing_twice(
+    company: Company, at_once: bool, reason: str, made: int
+) -> None:
+    run_id, driving = await _on_its_way_to_a_pause(company, at_once=at_once)
     company.transport.gate.set()
     await driving
     row = await company.row(run_id)
     assert (row["status"], row["stop_reason"], row["requested"]) == ("PAUSED", "paused_by_person", "none")
+    assert len(company.transport.calls) == made
+    finished = await company.pool.fetchval("SELECT count(*) FROM events WHERE type = 'node.finished'")
+    assert finished == (0 if at_once else 1)
     await company.check(run_id)
     await company.operate(runs.resume, run_id, by="ada")
     await company.executor.execute(run_id)
     assert (await company.row(run_id))["status"] == "COMPLETED"
     assert len(company.transport.calls) == 16
+    assert await company.pool.fetchval("SELECT count(*) FROM model_calls WHERE status <> 'done'") == 0
     await company.check(run_id)
 
 
-async def _on_its_way_to_a_pause(company: Company) -> tuple[UUID, asyncio.Task[None]]:
-    run_id = await company.run()
-    company.transport.gate.clear()
+async def test_a_pause_at_once_cuts_a_node_that_a_pause_would_wait_for(company: Company) -> None:
+    run_id = await company.run("hang")
     driving = asyncio.create_task(company.executor.execute(run_id))
-    await company.until(lambda: company.transport.calls)
+    await company.until(lambda: len(company.transport.calls) == 2)
     await company.operate(runs.pause, run_id, by="ada")
     await company.until(lambda: company.executor.leases[run_id].reason == "pause")
-    return run_id, driving
+    assert not driving.done()
+    await company.operate(runs.pause, run_id, by="ada", at_once=True)
+    await driving
+    assert (await company.row(run_id))["status"] == "PAUSED"
+    await company.check(run_id)
+
+
+async def test_a_stop_does_not_wait_for_the_call_that_a_pause_at_once_waits_for(company: Company) -> None:
+    run_id, driving = await _on_its_way_to_a_pause(company, at_once=True)
+    await company.operate(runs.stop, run_id, by="ada")
+    await driving
+    row = await company.row(run_id)
+    assert (row["status"], row["spent_tokens_input"], row["spent_tokens_output"]) == ("STOPPED_USER", 200, 100)
+    await company.check(run_id)
+
+
+async def test_a_worker_that_leaves_does_not_wait_for_the_node_of_a_paused_run(company: Company) -> None:
+    run_id = await company.run("hang")
+    driving = asyncio.create_task(company.executor.execute(run_id))
+    await company.until(lambda: len(company.transport.calls) == 2)
+    await company.operate(runs.pause, run_id, by="ada")
+    await company.until(lambda: company.executor.leases[run_id].reason == "pause")
+    company.executor.hold_all("shutdown")
+    await driving
+    assert (await company.row(run_id))["lease_owner"] is None
+    await company.executor.execute(run_id)
+    assert (await company.row(run_id))["status"] == "PAUSED"
+    await company.check(run_id)
 
 
 async def test_a_pause_that_is_taken_back_before_the_safe_point_does_not_hold_the_run(company: Company) -> None:
@@ -294,6 +339,27 @@ async def test_a_worker_that_leaves_gives_its_runs_back_at_once(company: Company
     await company.until(taken_up)
     other.cancel()
     await asyncio.wait([other])
+
+
+async def test_a_run_that_is_being_claimed_when_its_worker_leaves_is_given_back_too(company: Company) -> None:
+    run_id = await company.run()
+
+    async def waits_for_the_row() -> bool:
+        query = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        return bool(await company.pool.fetchval(query))
+
+    async with company.sessions.begin() as session:
+        await session.get_one(ProjectRun, run_id, with_for_update=True)
+        claiming = asyncio.create_task(company.executor.execute(run_id))
+        await company.until(waits_for_the_row)
+        company.executor.hold_all("shutdown")
+    await claiming
+    row = await company.row(run_id)
+    assert (row["status"], row["lease_owner"], row["lease_epoch"]) == ("RUNNING", None, 1)
+    assert company.transport.calls == []
+    await company.worker("two").execute(run_id)
+    assert (await company.row(run_id))["status"] == "COMPLETED"
+    await company.check(run_id)
 
 
 async def test_a_zombie_writes_nothing_after_another_worker_took_over(company: Company) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 from collections.abc import AsyncIterator, Mapping
 from decimal import Decimal
 from pathlib import Path
@@ -78,6 +80,50 @@ async def test_a_run_over_http_is_metered_to_the_token(over_http: Company) -> No
     # gpt-4o: 90 plain and 10 cached input tokens and 20 output tokens a call.
     each = Decimal("0.000438")
     assert await totals(over_http, run_id) == (CALLS * 100, CALLS * 20, CALLS * each, CALLS)
+    await over_http.check(run_id)
+
+
+async def test_a_streamed_run_is_metered_as_one_that_is_not_and_who_does_not_listen_holds_it_up_never(
+    over_http: Company,
+) -> None:
+    canary = "AKIA" + "CANARY4M2PLN5RTU"
+
+    def script(body: dict[str, Any], headers: Mapping[str, str]) -> Reply:
+        assert body["stream"] is True
+        assert body["stream_options"] == {"include_usage": True}
+        return text(f"{said(headers).content} says {canary} and more").billed(100, 20, 10)
+
+    deaf = asyncio.Event()
+    hear = over_http.bell.say
+
+    async def say(run_id: UUID, words: bytes) -> bool:
+        await hear(run_id, words)
+        await deaf.wait()
+        return True
+
+    over_http.bell.say = say  # type: ignore[method-assign] # a broker that takes words and never answers
+    with OpenAIServer(script) as server:
+        run_id = await over_http.run(**models(server, stream=True))
+        await over_http.executor.execute(run_id)
+    assert (await over_http.row(run_id))["status"] == "COMPLETED"
+    assert await totals(over_http, run_id) == (CALLS * 100, CALLS * 20, CALLS * Decimal("0.000438"), CALLS)
+    await over_http.check(run_id)
+    deaf.set()
+    await over_http.until(lambda: len(over_http.bell.said) == CALLS)
+    first = next(told for told in over_http.bell.said if told["node"] == "plan" and told["ordinal"] == 1)
+    assert first["text"] == "pm/plan/None/1/1 says *** and more"
+    assert (first["type"], first["role"], first["attempt"], first["tool"]) == ("tokens", "pm", 1, None)
+    assert canary not in json.dumps(over_http.bell.said)
+
+
+async def test_a_stream_that_is_cut_is_booked_as_any_cut_reply(over_http: Company) -> None:
+    cuts = [cut(text("half of this is lost"))]
+    with OpenAIServer(lambda _body, headers: cuts.pop() if cuts else said(headers)) as server:
+        run_id = await over_http.run(**models(server, stream=True))
+        await over_http.executor.execute(run_id)
+    row = await over_http.pool.fetchrow("SELECT * FROM model_calls WHERE run_id = $1 AND status = 'failed'", run_id)
+    assert row["tokens_input"] + row["tokens_output"] == row["reserved_tokens"] > 0
+    assert (await over_http.row(run_id))["status"] == "COMPLETED"
     await over_http.check(run_id)
 
 

@@ -224,7 +224,7 @@ async def test_a_call_that_waits_for_its_provider_gives_way_to_a_pause(company: 
     company.transport.admitted.clear()
     driving = asyncio.create_task(company.executor.execute(run_id))
     await company.until(lambda: company.transport.waiting > 0)
-    await company.operate(runs.pause, run_id, by="ada")
+    await company.operate(runs.pause, run_id, by="ada", at_once=True)
     await driving
     assert (await company.row(run_id))["status"] == "PAUSED"
     assert await _reserved(company) == [0]

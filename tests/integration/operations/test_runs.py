@@ -108,6 +108,17 @@ async def test_a_pause_is_asked_of_the_worker_once(session: AsyncSession, make_r
     assert await types_of(session, run) == ["run.pause_requested"]
 
 
+async def test_a_pause_at_once_makes_more_of_a_pause_and_never_less(session: AsyncSession, make_run: Make) -> None:
+    run = await make_run(session, status="RUNNING")
+    for at_once in (False, True, False, True):
+        await runs.pause(session, run.id, by="ada", at_once=at_once)
+    assert (run.requested, run.pause_at_once) == ("pause", True)
+    assert await types_of(session, run) == ["run.pause_requested", "run.pause_requested"]
+    await runs.resume(session, run.id, by="ada")
+    await runs.pause(session, run.id, by="ada")
+    assert (run.requested, run.pause_at_once) == ("pause", False)
+
+
 async def test_a_pause_can_be_taken_back(session: AsyncSession, make_run: Make) -> None:
     run = await make_run(session, status="RUNNING")
     await runs.pause(session, run.id, by="ada")

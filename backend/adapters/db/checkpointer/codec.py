@@ -68,14 +68,22 @@ def _encode(value: Any, where: str) -> Any:
     if kind is dict:
         return _encode_dict(value, where)
     if kind is list:
-        return [item if type(item) in _SCALARS else _encode(item, f"{where}/{n}") for n, item in enumerate(value)]
+        return (
+            value
+            if _SCALARS.issuperset(map(type, value))
+            else [_encode(i, f"{where}/{n}") for n, i in enumerate(value)]
+        )
     return _encode_tagged(value, where)
 
 
 _SCALARS = frozenset({str, int, bool, type(None)})
+_TEXT = frozenset({str})
 
 
 def _encode_dict(value: dict[Any, Any], where: str) -> Any:
+    # Most dicts are flat; this looks at all of one without a step of Python for each item.
+    if TAG not in value and _TEXT.issuperset(map(type, value)) and _SCALARS.issuperset(map(type, value.values())):
+        return value
     plain = {}
     for key, item in value.items():
         if type(key) is not str:

@@ -18,9 +18,8 @@ from backend.adapters.db.checkpointer.sending import LOST_CONNECTION
 from backend.adapters.db.commit import Next, save_next
 
 _log = logging.getLogger(__name__)
-_MOST = 32
-"""Commits in one statement, so that none waits long for the others' rows."""
-_DONE = "SELECT n FROM go"
+_MOST = 16
+"""Commits in one statement: none waits long for the others' rows, and while some runs commit, the others compute."""
 
 
 @dataclass(eq=False, slots=True)
@@ -29,6 +28,13 @@ class _Queued:
     instance: str
     written: asyncio.Future[bool]
     sent: bool = False
+    landed: bool = False
+
+    def land(self, written: bool) -> None:
+        """Tell the outcome to whoever still waits for it."""
+        self.landed = True
+        if not self.written.done():
+            self.written.set_result(written)
 
 
 @dataclass(eq=False)
@@ -36,7 +42,7 @@ class GroupCommit:
     """The commits of all runs that share a pool, on at most `flights` connections at once."""
 
     pool: Any
-    flights: int = 1
+    flights: int = 2
     _queue: deque[_Queued] = field(default_factory=deque)
     _flying: set[asyncio.Task[None]] = field(default_factory=set)
 
@@ -49,12 +55,14 @@ class GroupCommit:
         self._queue.append(queued)
         self._set_off()
         try:
-            return await asyncio.shield(queued.written)
+            return await queued.written
         except asyncio.CancelledError:
-            if queued.sent:
-                await asyncio.wait([queued.written])
-            else:
+            if not queued.sent:
                 self._queue.remove(queued)
+            elif not queued.landed:
+                # The cancellation took the first future with it.
+                queued.written = asyncio.get_running_loop().create_future()
+                await queued.written
             raise
 
     @property
@@ -85,7 +93,7 @@ class GroupCommit:
                 _log.info("A shared commit of %s runs failed, each goes by itself: %s", len(batch), error)
             finally:
                 for n, queued in enumerate(batch, 1):
-                    queued.written.set_result(n in written)
+                    queued.land(n in written)
 
     def _take(self) -> list[_Queued]:
         """The first commits of the queue that end alike, in order."""
@@ -102,6 +110,6 @@ class GroupCommit:
         return batch
 
     async def _send(self, batch: list[_Queued]) -> frozenset[int]:
-        statement = save_next([queued.one for queued in batch], instance=batch[0].instance)
-        rows = await self.pool.fetch(statement.text(_DONE), *statement.args)
+        text, args = save_next([queued.one for queued in batch], instance=batch[0].instance)
+        rows = await self.pool.fetch(text, *args)
         return frozenset(row["n"] for row in rows)

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
-from backend.adapters.db.commit.rows import ended, event_columns, insert_rows, told_of, worked
-from backend.adapters.db.commit.statement import (
-    INSERT_CHECKPOINT,
-    INSERT_EVENTS,
-    CheckpointRow,
-    Fence,
-    Statement,
-    as_json,
+from backend.adapters.db.commit.rows import (
+    EVENT_RECORD,
+    INSERTS,
+    Insert,
+    ended,
+    ending,
+    events_json,
+    told_of,
+    worked,
 )
+from backend.adapters.db.commit.statement import INSERT_CHECKPOINT, INSERT_EVENTS, CheckpointRow, Fence, as_json
 from backend.adapters.db.projection import Row, Rows
 from backend.domain.run import RunStatus
 
@@ -27,6 +30,8 @@ class Next:
     fence: Fence
     rows: Rows
     node: str | None
+    told: list[tuple[str, Row]]
+    """The events that it tells."""
 
     @property
     def ending(self) -> str | None:
@@ -38,91 +43,101 @@ class Next:
         """The commit as one that may share a statement; None where only the database knows how many events it tells."""
         if fence is None or row.namespace or rows.moves or rows.closings:
             return None
-        return cls(row, fence, rows, node)
+        return cls(row, fence, rows, node, told_of(rows))
 
 
-def save_next(batch: Sequence[Next], *, instance: str) -> Statement:
-    """Checkpoints of several runs with their rows; one update is fence, guard, totals and head of each.
+def save_next(batch: Sequence[Next], *, instance: str) -> tuple[str, list[Any]]:
+    """Checkpoints of several runs with their rows: a statement that returns the places `n` it wrote, and its arguments.
 
-    A run that has another owner or another head (its commit was sent before), or whose row is locked while others are
-    written too, is left as it is, and its place, counted from 1, is missing in `go`: `save_checkpoint` then finds out
-    which it is. All of the batch end alike, or not at all.
+    One update is fence, guard, totals and head of each. A run that has another owner or another head (its commit was
+    sent before), or whose row is locked while others are written too, is left as it is, and its place, counted from 1,
+    is missing in the answer: `save_checkpoint` then finds out which it is. All of the batch end alike, or not at all.
     """
-    statement = Statement()
-    told = [told_of(one.rows) for one in batch]
-    _given(statement, batch, told)
-    source = "given"
-    if len(batch) > 1:
+    rows = [one.rows for one in batch]
+    kinds = tuple(kind for kind in INSERTS if any(map(kind.rows, rows)))
+    columns = _GIVEN if batch[0].ending is None else _GIVEN_AT_THE_END
+    if len(batch) == 1:
+        args = [get(batch[0]) for _, get in columns.values()]
+    else:
+        args = [[get(one) for one in batch] for _, get in columns.values()]
+    args += [kind.json(rows) for kind in kinds]
+    args += [events_json([one.told for one in batch]), instance]
+    return _text(kinds, batch[0].ending, several=len(batch) > 1), args
+
+
+_Columns = dict[str, tuple[str, Callable[[Next], Any]]]
+_GIVEN: _Columns = {
+    "run_id": ("uuid", lambda one: one.fence.run_id),
+    "epoch": ("bigint", lambda one: one.fence.epoch),
+    "node": ("text", lambda one: one.node),
+    "progress": ("smallint", lambda one: one.rows.progress),
+    "told": ("bigint", lambda one: len(one.told)),
+    "number": ("int", lambda one: one.row.number),
+    "checkpoint_id": ("uuid", lambda one: one.row.checkpoint_id),
+    "parent_id": ("uuid", lambda one: one.row.parent_id),
+    "metadata": ("jsonb", lambda one: one.row.metadata),
+    "state": ("text", lambda one: one.row.state),
+    "held": ("text", lambda one: one.row.channel_values),
+}
+
+
+def _end(one: Next) -> Row:
+    assert one.rows.end is not None
+    return one.rows.end
+
+
+_GIVEN_AT_THE_END: _Columns = _GIVEN | {
+    "code": ("text", lambda one: _end(one).get("code")),
+    "error": ("text", lambda one: None if one.ending == RunStatus.COMPLETED else _end(one)["reason"]),
+    "report": ("jsonb", lambda one: as_json(_end(one)["report"])),
+    "ttl": ("double precision", lambda one: one.fence.lease_seconds),
+}
+
+
+@lru_cache(maxsize=256)
+def _text(kinds: tuple[Insert, ...], end: str | None, *, several: bool) -> str:
+    """The statement for rows of these kinds: the same text each time, which both sides know already."""
+    columns = _GIVEN if end is None else _GIVEN_AT_THE_END
+    array = "[]" if several else ""
+    listed = ", ".join(f"${n}::{column_type}{array}" for n, (column_type, _) in enumerate(columns.values(), 1))
+    given = f"SELECT * FROM unnest({listed}) WITH ORDINALITY" if several else f"SELECT {listed}, 1::bigint"
+    events, instance = len(columns) + len(kinds) + 1, len(columns) + len(kinds) + 2
+    parts = {f"given({', '.join(columns)}, n)": given}
+    if several:
         # A run whose row somebody holds is left out: it waits by itself, and nobody waits with it.
-        source = "free"
-        statement.part(
-            "free",
-            "SELECT g.* FROM given g JOIN project_runs r ON r.id = g.run_id FOR NO KEY UPDATE OF r SKIP LOCKED",
+        parts["free"] = (
+            "SELECT g.* FROM given g JOIN project_runs r ON r.id = g.run_id FOR NO KEY UPDATE OF r SKIP LOCKED"
         )
-    statement.part(
-        "go",
-        f"UPDATE project_runs r SET {', '.join(_next_changes(batch[0].ending))} FROM {source} g WHERE r.id = g.run_id"
-        " AND r.lease_epoch = g.epoch AND r.head_checkpoint_id IS NOT DISTINCT FROM g.parent_id"
-        " RETURNING g.n, r.id, r.tenant_id, r.project_id, r.correlation_id, r.event_seq - g.told AS before",
+    parts["go"] = (
+        f"UPDATE project_runs r SET {', '.join(_changes(end))} FROM {'free' if several else 'given'} g"
+        " WHERE r.id = g.run_id AND r.lease_epoch = g.epoch AND r.head_checkpoint_id IS NOT DISTINCT FROM g.parent_id"
+        " RETURNING g.n, r.id, r.tenant_id, r.project_id, r.correlation_id, r.event_seq - g.told AS before"
     )
-    statement.part(
-        "saved",
-        f"{INSERT_CHECKPOINT} SELECT go.id, '', c.number, c.checkpoint_id, c.parent_id, c.metadata, c.state, c.held"
-        f" FROM go, {statement.table(_checkpoints(batch))} AS c(number, checkpoint_id, parent_id, metadata, state,"
-        " held, n) WHERE c.n = go.n",
+    parts["saved"] = (
+        f"{INSERT_CHECKPOINT} SELECT go.id, '', g.number, g.checkpoint_id, g.parent_id, g.metadata, g.state, g.held"
+        " FROM go JOIN given g ON g.n = go.n"
     )
-    insert_rows(statement, [one.rows for one in batch])
-    events = [(n, k, *event) for n, listed in enumerate(told, 1) for k, event in enumerate(listed, 1)]
-    if events:
-        statement.part(
-            "logged",
-            f"{INSERT_EVENTS} SELECT go.tenant_id, go.project_id, go.id, go.before + e.k, e.type, 'engine',"
-            f" {statement.arg(instance, 'text')}, go.correlation_id, e.payload"
-            f" FROM go, {statement.table(event_columns(events))} AS e(of, k, type, payload, n) WHERE e.of = go.n",
-        )
-    return statement
+    parts |= {kind.part: kind.text(f"${n}") for n, kind in enumerate(kinds, len(columns) + 1)}
+    if end is not None:
+        parts |= ending(end)
+    parts["logged"] = (
+        f"{INSERT_EVENTS} SELECT go.tenant_id, go.project_id, go.id, go.before + e.k, e.type, 'engine',"
+        f" ${instance}::text, go.correlation_id, e.payload"
+        f" FROM go, jsonb_to_recordset(${events}::jsonb) AS e({EVENT_RECORD})"
+        " WHERE e.n = go.n"
+    )
+    return f"WITH {', '.join(f'{name} AS ({part})' for name, part in parts.items())} SELECT n FROM go"
 
 
-def _given(statement: Statement, batch: Sequence[Next], told: Sequence[Sequence[tuple[str, Row]]]) -> None:
-    columns: dict[str, tuple[list[Any], str]] = {
-        "run_id": ([one.fence.run_id for one in batch], "uuid"),
-        "epoch": ([one.fence.epoch for one in batch], "bigint"),
-        "parent_id": ([one.row.parent_id for one in batch], "uuid"),
-        "head": ([one.row.checkpoint_id for one in batch], "uuid"),
-        "node": ([one.node for one in batch], "text"),
-        "progress": ([one.rows.progress for one in batch], "smallint"),
-        "told": ([len(listed) for listed in told], "bigint"),
-    }
-    ends = [one.rows.end for one in batch if one.rows.end is not None]
-    if ends:
-        columns["code"] = [end.get("code") for end in ends], "text"
-        columns["error"] = [None if end["status"] == "COMPLETED" else end["reason"] for end in ends], "text"
-        columns["report"] = [as_json(end["report"]) for end in ends], "jsonb"
-        columns["ttl"] = [one.fence.lease_seconds for one in batch], "double precision"
-    statement.part(f"given({', '.join(columns)}, n)", f"SELECT * FROM {statement.table(list(columns.values()))}")
-
-
-def _next_changes(ending: str | None) -> list[str]:
+def _changes(end: str | None) -> list[str]:
     changes = [
         "claims = 0",
         "updated_at = clock_timestamp()",
         "current_node = coalesce(g.node, r.current_node)",
-        "head_checkpoint_id = g.head",
+        "head_checkpoint_id = g.checkpoint_id",
         "progress = coalesce(g.progress, r.progress)",
         "event_seq = r.event_seq + g.told",
     ]
-    if ending is not None:
-        changes.extend((*ended(f"'{RunStatus(ending)}'", "g.code", "g.error", "g.report"), worked("g.ttl")))
+    if end is not None:
+        changes.extend((*ended(f"'{RunStatus(end)}'", "g.code", "g.error", "g.report"), worked("g.ttl")))
     return changes
-
-
-def _checkpoints(batch: Sequence[Next]) -> list[tuple[list[Any], str]]:
-    rows = [one.row for one in batch]
-    return [
-        ([row.number for row in rows], "int"),
-        ([row.checkpoint_id for row in rows], "uuid"),
-        ([row.parent_id for row in rows], "uuid"),
-        ([row.metadata for row in rows], "jsonb"),
-        ([row.state for row in rows], "text"),
-        ([row.channel_values for row in rows], "text"),
-    ]

@@ -2,11 +2,97 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 
 from backend.adapters.db.commit.statement import Statement, as_json
 from backend.adapters.db.projection import Row, Rows, ending_event
+
+
+@dataclass(frozen=True, eq=False)
+class Insert:
+    """Rows of one kind: the table that they go to, and its columns by name and type, as the rows name them."""
+
+    table: str
+    rows: Callable[[Rows], Collection[Row]]
+    columns: str
+    clash: str = "ON CONFLICT DO NOTHING"
+    owned: str = "tenant_id, run_id"
+    """Columns that say whose the rows are, and what they are called in `go`."""
+    owners: str = "go.tenant_id, go.id"
+    besides: str = ""
+    """What the rows hold that is no column, for `owners`."""
+
+    @property
+    def part(self) -> str:
+        """The name of the common table expression."""
+        return f"new_{self.table}"
+
+    def text(self, records: str) -> str:
+        """The statement that inserts the rows of all runs in `go`; `records` names the argument that `json` makes."""
+        names = [column.strip().rpartition(" ")[0] for column in self.columns.split(",")]
+        owned, owners = (f"{part}, " if part else "" for part in (self.owned, self.owners))
+        return (
+            f"INSERT INTO {self.table} AS f ({owned}{', '.join(names)})"
+            f" SELECT {owners}{', '.join(f'x.{name}' for name in names)}"
+            f" FROM go, jsonb_to_recordset({records}::jsonb) AS x({self._record}) WHERE x.n = go.n {self.clash}"
+        )
+
+    @property
+    def _record(self) -> str:
+        return ", ".join(part for part in ("n int", self.columns, self.besides) if part)
+
+    def json(self, batch: Sequence[Rows]) -> str:
+        """The rows of a batch as one argument, each with the place of its run."""
+        return as_json([{"n": n, **row} for n, rows in enumerate(batch, 1) for row in self.rows(rows)])
+
+
+INSERTS = (
+    Insert(
+        "tasks",
+        lambda rows: rows.tasks,
+        "id uuid, key text, title text, description text, kind text, status text, assigned_role text, priority int,"
+        " iteration int, acceptance_criteria jsonb, parent_task_id uuid, branch text, commit text",
+    ),
+    Insert(
+        "task_dependencies",
+        lambda rows: rows.dependencies,
+        "task_id uuid, depends_on_task_id uuid",
+        owned="",
+        owners="",
+    ),
+    Insert(
+        "task_comments",
+        lambda rows: rows.comments,
+        "id uuid, task_id uuid, author_role text, author_name text, comment_type text, body text, metrics jsonb,"
+        " blockers jsonb, next_steps jsonb, rationale text, node text, visit int",
+    ),
+    Insert(
+        "findings",
+        lambda rows: rows.findings.values(),
+        "id uuid, task_id uuid, source text, scanner text, rule text, severity text, path text, line int,"
+        " message text, fingerprint text, status text",
+        clash="ON CONFLICT (run_id, fingerprint) DO UPDATE SET severity = EXCLUDED.severity, path = EXCLUDED.path,"
+        " line = EXCLUDED.line, message = EXCLUDED.message, task_id = coalesce(EXCLUDED.task_id, f.task_id),"
+        " updated_at = clock_timestamp(), status = CASE WHEN f.status = 'false_positive' OR (f.status = 'waived'"
+        " AND f.waived_until > clock_timestamp()) THEN f.status ELSE EXCLUDED.status END",
+    ),
+    Insert(
+        "artifacts",
+        lambda rows: rows.artifacts,
+        "id uuid, task_id uuid, kind text, path text, media_type text, size bigint, sha256 text, commit text",
+    ),
+    Insert(
+        "questions",
+        # Nobody can answer a run that ends with this commit.
+        lambda rows: [row | {"status": "WITHDRAWN" if rows.end else "OPEN"} for row in rows.questions],
+        'id uuid, task_id uuid, key text, kind text, text text, asked_by text, options jsonb, "default" text,'
+        " on_expiry text, status text",
+        owned="tenant_id, run_id, due_at",
+        owners="go.tenant_id, go.id, clock_timestamp() + make_interval(secs => x.due_seconds)",
+        besides="due_seconds int",
+    ),
+)
 
 
 def told_of(rows: Rows) -> list[tuple[str, Row]]:
@@ -14,55 +100,29 @@ def told_of(rows: Rows) -> list[tuple[str, Row]]:
     return rows.events if rows.end is None else [*rows.events, ending_event(rows.end)]
 
 
-def event_columns(events: Sequence[tuple[int, int, str, Row]]) -> list[tuple[list[Any], str]]:
-    """Place in the batch, place in its run, type and payload of each event, as columns."""
-    return [
-        ([event[0] for event in events], "bigint"),
-        ([event[1] for event in events], "bigint"),
-        ([event[2] for event in events], "text"),
-        ([as_json(event[3]) for event in events], "jsonb"),
-    ]
+EVENT_RECORD = "n int, k int, type text, payload jsonb"
+"""An event as `events_json` gives it: place in the batch, place among the run's, type and payload."""
 
 
-def insert_rows(statement: Statement, batch: Sequence[Rows]) -> None:
-    """Write what the rows say for the runs in `go`, each by its place in the batch."""
-    _insert_tasks(statement, batch)
-    _insert_comments(statement, batch)
-    _insert_findings(statement, batch)
-    _insert_artifacts(statement, batch)
-    _insert_questions(statement, batch)
-    ends = [rows.end for rows in batch if rows.end is not None]
-    if ends:
-        statement.part("withdrawn", _WITHDRAW)
-        statement.part("closed_project", _CLOSE_PROJECT[ends[0]["status"] == "COMPLETED"])
+def events_json(told: Sequence[Sequence[tuple[str, Row]]]) -> str:
+    """The events of a batch as one argument."""
+    return as_json(
+        [
+            {"n": n, "k": k, "type": event_type, "payload": payload}
+            for n, listed in enumerate(told, 1)
+            for k, (event_type, payload) in enumerate(listed, 1)
+        ]
+    )
 
 
-def _numbered(batch: Sequence[Rows], listed: Callable[[Rows], Iterable[Row]]) -> list[Row]:
-    return [row | {"n": n} for n, rows in enumerate(batch, 1) for row in listed(rows)]
-
-
-def _insert_tasks(statement: Statement, batch: Sequence[Rows]) -> None:
-    if tasks := _numbered(batch, lambda rows: rows.tasks):
-        source = statement.records(
-            tasks,
-            "n int, id uuid, key text, title text, description text, task_kind text, status text, role text,"
-            " priority int, iteration int, acceptance_criteria jsonb, parent_id uuid, branch text, commit text",
-        )
-        statement.part(
-            "tasked",
-            "INSERT INTO tasks (id, tenant_id, run_id, key, title, description, kind, status, assigned_role, priority,"
-            " iteration, acceptance_criteria, parent_task_id, branch, commit)"
-            " SELECT x.id, go.tenant_id, go.id, x.key, x.title, x.description, x.task_kind, x.status, x.role,"
-            f" x.priority, x.iteration, x.acceptance_criteria, x.parent_id, x.branch, x.commit FROM go, {source}"
-            " WHERE x.n = go.n ON CONFLICT DO NOTHING",
-        )
-    if dependencies := _numbered(batch, lambda rows: rows.dependencies):
-        source = statement.records(dependencies, "n int, task_id uuid, depends_on uuid")
-        statement.part(
-            "depended",
-            "INSERT INTO task_dependencies (task_id, depends_on_task_id)"
-            f" SELECT x.task_id, x.depends_on FROM go, {source} WHERE x.n = go.n ON CONFLICT DO NOTHING",
-        )
+def insert_rows(statement: Statement, rows: Rows) -> None:
+    """Write what the rows of one run say."""
+    for kind in INSERTS:
+        if kind.rows(rows):
+            statement.part(kind.part, kind.text(statement.arg(kind.json([rows]), "jsonb")))
+    if rows.end is not None:
+        for name, part in ending(rows.end["status"]).items():
+            statement.part(name, part)
 
 
 def move_tasks(statement: Statement, moves: list[Row]) -> str:
@@ -80,46 +140,6 @@ def move_tasks(statement: Statement, moves: list[Row]) -> str:
     return (
         "SELECT 1000000 + row_number() OVER (), 'task.moved', jsonb_build_object('task_id', m.id, 'key', m.key, 'from',"
         " m.was, 'to', m.now, 'iteration', m.iteration, 'reason', m.reason) FROM moved m WHERE m.was <> m.now"
-    )
-
-
-def _insert_comments(statement: Statement, batch: Sequence[Rows]) -> None:
-    comments = _numbered(batch, lambda rows: rows.comments)
-    if not comments:
-        return
-    source = statement.records(
-        comments,
-        "n int, id uuid, task_id uuid, author_role text, author_name text, comment_type text, body text, metrics jsonb,"
-        " blockers jsonb, next_steps jsonb, rationale text, node text, visit int",
-    )
-    statement.part(
-        "commented",
-        "INSERT INTO task_comments (id, tenant_id, run_id, task_id, author_role, author_name, comment_type, body,"
-        " metrics, blockers, next_steps, rationale, node, visit)"
-        " SELECT x.id, go.tenant_id, go.id, x.task_id, x.author_role, x.author_name, x.comment_type, x.body, x.metrics,"
-        f" x.blockers, x.next_steps, x.rationale, x.node, x.visit FROM go, {source} WHERE x.n = go.n"
-        " ON CONFLICT DO NOTHING",
-    )
-
-
-def _insert_findings(statement: Statement, batch: Sequence[Rows]) -> None:
-    findings = _numbered(batch, lambda rows: rows.findings.values())
-    if not findings:
-        return
-    source = statement.records(
-        findings,
-        "n int, id uuid, task_id uuid, source text, scanner text, rule text, severity text, path text, line int,"
-        " message text, fingerprint text, status text",
-    )
-    statement.part(
-        "found",
-        "INSERT INTO findings AS f (id, tenant_id, run_id, task_id, source, scanner, rule, severity, path, line,"
-        " message, fingerprint, status) SELECT x.id, go.tenant_id, go.id, x.task_id, x.source, x.scanner, x.rule,"
-        f" x.severity, x.path, x.line, x.message, x.fingerprint, x.status FROM go, {source} WHERE x.n = go.n"
-        " ON CONFLICT (run_id, fingerprint) DO UPDATE SET severity = EXCLUDED.severity, path = EXCLUDED.path,"
-        " line = EXCLUDED.line, message = EXCLUDED.message, task_id = coalesce(EXCLUDED.task_id, f.task_id),"
-        " updated_at = clock_timestamp(), status = CASE WHEN f.status = 'false_positive' OR (f.status = 'waived'"
-        " AND f.waived_until > clock_timestamp()) THEN f.status ELSE EXCLUDED.status END",
     )
 
 
@@ -141,50 +161,14 @@ def close_findings(statement: Statement, rows: Rows) -> list[str]:
     ]
 
 
-def _insert_artifacts(statement: Statement, batch: Sequence[Rows]) -> None:
-    artifacts = _numbered(batch, lambda rows: rows.artifacts)
-    if not artifacts:
-        return
-    source = statement.records(
-        artifacts,
-        "n int, id uuid, task_id uuid, artifact_kind text, path text, media_type text, size bigint, sha256 text,"
-        " commit text",
-    )
-    statement.part(
-        "made",
-        "INSERT INTO artifacts (id, tenant_id, run_id, task_id, kind, path, media_type, size, sha256, commit)"
-        " SELECT x.id, go.tenant_id, go.id, x.task_id, x.artifact_kind, x.path, x.media_type, x.size, x.sha256,"
-        f" x.commit FROM go, {source} WHERE x.n = go.n ON CONFLICT DO NOTHING",
-    )
-
-
-def _insert_questions(statement: Statement, batch: Sequence[Rows]) -> None:
-    # Nobody can answer a run that ends with this commit.
-    questions = _numbered(
-        batch, lambda rows: [row | {"status": "WITHDRAWN" if rows.end else "OPEN"} for row in rows.questions]
-    )
-    if not questions:
-        return
-    source = statement.records(
-        questions,
-        "n int, id uuid, task_id uuid, key text, question_kind text, text text, asked_by text, options jsonb,"
-        ' "default" text, due_seconds int, on_expiry text, status text',
-    )
-    statement.part(
-        "asked",
-        'INSERT INTO questions (id, tenant_id, run_id, task_id, key, kind, asked_by, text, options, "default",'
-        " due_at, on_expiry, status) SELECT x.id, go.tenant_id, go.id, x.task_id, x.key, x.question_kind, x.asked_by,"
-        ' x.text, x.options, x."default", clock_timestamp() + make_interval(secs => x.due_seconds), x.on_expiry,'
-        f" x.status FROM go, {source} WHERE x.n = go.n ON CONFLICT DO NOTHING",
-    )
-
-
-_WITHDRAW = "UPDATE questions q SET status = 'WITHDRAWN' FROM go WHERE q.run_id = go.id AND q.status = 'OPEN'"
-_CLOSE_PROJECT = {
-    completed: f"UPDATE projects p SET status = '{status}', active_run_id = NULL, version = p.version + 1,"
-    " updated_at = clock_timestamp() FROM go WHERE p.id = go.project_id AND p.active_run_id = go.id"
-    for completed, status in ((True, "COMPLETED"), (False, "FAILED"))
-}
+def ending(status: str) -> dict[str, str]:
+    """What else is written when the runs in `go` end: nobody is asked any more, and their projects are free."""
+    left = "COMPLETED" if status == "COMPLETED" else "FAILED"
+    return {
+        "withdrawn": "UPDATE questions q SET status = 'WITHDRAWN' FROM go WHERE q.run_id = go.id AND q.status = 'OPEN'",
+        "closed_project": f"UPDATE projects p SET status = '{left}', active_run_id = NULL, version = p.version + 1,"
+        " updated_at = clock_timestamp() FROM go WHERE p.id = go.project_id AND p.active_run_id = go.id",
+    }
 
 
 def worked(lease_seconds: str) -> str:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from uuid import UUID
 
 from backend.adapters.db.commit.rows import (
+    EVENT_RECORD,
     close_findings,
     ended,
-    event_columns,
+    events_json,
     insert_rows,
     move_tasks,
     told_of,
@@ -116,10 +117,11 @@ def _fenced(fence: Fence | None) -> Statement:
 def _project(
     statement: Statement, rows: Rows, fence: Fence, *, node: str | None, head: UUID | None, instance: str
 ) -> None:
-    told = [(1, k, *event) for k, event in enumerate(told_of(rows), 1)]
-    listed = statement.table(event_columns(told)) if told else ""
-    sources = [f"SELECT e.n, e.type, e.payload FROM go, {listed} AS e(of, k, type, payload, n)"] if told else []
-    insert_rows(statement, [rows])
+    sources: list[str] = []
+    if told := told_of(rows):
+        listed = statement.arg(events_json([told]), "jsonb")
+        sources = [f"SELECT e.k, e.type, e.payload FROM go, jsonb_to_recordset({listed}) AS e({EVENT_RECORD})"]
+    insert_rows(statement, rows)
     sources.extend(move_tasks(statement, moves) for moves in rows.moves[:1])
     sources.extend(close_findings(statement, rows))
     _log(statement, rows, sources, fence, node=node, head=head, instance=instance)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
@@ -81,11 +81,6 @@ class Statement:
     def records(self, rows: Iterable[Row], columns: str) -> str:
         """Add rows as one JSON argument; returns the table expression that reads them."""
         return f"jsonb_to_recordset({self.arg(as_json(list(rows)), 'jsonb')}) AS x({columns})"
-
-    def table(self, columns: Sequence[tuple[list[Any], str]]) -> str:
-        """Add columns, each with its type; returns the table expression, whose last column counts the rows from 1."""
-        listed = ", ".join(self.arg(values, f"{kind}[]") for values, kind in columns)
-        return f"unnest({listed}) WITH ORDINALITY"
 
     def part(self, name: str, text: str) -> None:
         """Add a common table expression."""

@@ -8,6 +8,7 @@ import fcntl
 import os
 import resource
 import socket
+import stat
 import struct
 from typing import Any, NoReturn
 
@@ -251,8 +252,10 @@ def _devices(place: str, devices: dict[str, int]) -> None:
 
 
 def landlock(spec: Spec) -> NoReturn:
-    """Run the command under Landlock and seccomp alone."""
+    """Run the command under Landlock and seccomp alone; root first opens the ways that its user could not go."""
     limits(spec)
+    if os.geteuid() == 0:
+        _open_ways(spec)
     become_nobody(spec)
     process_limit(0, spec["processes"] + _tasks_of(os.getuid()))
     with contextlib.suppress(OSError):  # refused in some user namespaces, where there is nothing to drop either
@@ -261,6 +264,49 @@ def landlock(spec: Spec) -> NoReturn:
     os.setsid()
     kernel.landlock(spec["readable"], spec["writable"], network=False, scoped=True)
     start(spec)
+
+
+def _open_ways(spec: Spec) -> None:
+    """Show what the command needs and nothing else of directories that only root can enter, in a mount namespace.
+
+    A home that is closed to others becomes an empty directory with the same paths bound into it, opened before. Where
+    root may make no mount namespace all stays as it is, and the self-test finds out whether that is enough.
+    """
+    wanted = dict.fromkeys((*spec["readable"], *spec["writable"]))
+    closed = {above for path in wanted for above in _closed_above(os.path.realpath(path))}
+    hidden = {path for path in wanted if _is_below(os.path.realpath(path), closed)}
+    if not hidden:
+        return
+    try:
+        kernel.unshare(kernel.NEWNS)
+        kernel.mount(None, "/", None, kernel.MS_REC | kernel.MS_PRIVATE)
+    except PermissionError:
+        return
+    opened = {path: os.open(path, os.O_PATH | os.O_CLOEXEC) for path in sorted(hidden, key=len) if os.path.exists(path)}  # noqa: PTH110  (strings only)
+    for place in closed:
+        if not _is_below(place, closed):
+            kernel.mount("tmpfs", place, "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, "mode=755,size=1m")
+    before, shown = os.umask(0o022), set[str]()
+    for path, handle in opened.items():
+        writable = path in spec["writable"]
+        if writable or not _is_below(path, shown):
+            _bind(handle, path, writable=writable)
+            shown.add(path)
+    os.umask(before)
+
+
+def _closed_above(path: str) -> list[str]:
+    """Return the directories above a path that only their owner and group may enter."""
+    above: list[str] = []
+    while path != (path := os.path.dirname(path)):  # noqa: PTH120  (strings only)
+        with contextlib.suppress(OSError):
+            if not os.stat(path).st_mode & stat.S_IXOTH:  # noqa: PTH116  (strings only)
+                above.append(path)
+    return above
+
+
+def _is_below(path: str, places: set[str]) -> bool:
+    return any(path.startswith(f"{place}/") for place in places)
 
 
 def unsafe(spec: Spec) -> NoReturn:

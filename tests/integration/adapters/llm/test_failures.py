@@ -16,6 +16,7 @@ from backend.domain.circuit import FAILURES
 from backend.domain.model import CallFailed, FailureKind, ModelRequest, ToolCall, Usage
 from backend.domain.model_choice import choices
 from backend.domain.role import Role
+from backend.domain.words import Token
 from tests.integration.adapters.llm.conftest import Caller
 from tests.openai_server import (
     OpenAIServer,
@@ -35,7 +36,7 @@ from tests.openai_server import (
 BOTH = pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
 
 
-async def _listen(_token: str) -> None:
+async def _listen(_token: Token) -> None:
     return None
 
 

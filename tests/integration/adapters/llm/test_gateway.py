@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from decimal import Decimal
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from backend.domain.model import ModelRequest, Position, ToolCall, Usage
 from backend.domain.model_choice import choices
 from backend.domain.role import Role
+from backend.domain.words import Token
 from tests.integration.adapters.llm.conftest import MESSAGES, SECRET, Caller
 from tests.openai_server import OpenAIServer, Reply, error, json_body, text, tool_calls
 
@@ -96,7 +98,7 @@ async def test_a_reply_that_ran_out_of_tokens_is_told_apart(caller: Caller) -> N
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_server_that_sends_no_usage_is_metered_by_estimate_and_marked(caller: Caller, stream: bool) -> None:
-    async def listen(_token: str) -> None:
+    async def listen(_token: Token) -> None:
         return None
 
     with OpenAIServer([text("word " * 100).unmetered()]) as server:
@@ -110,20 +112,20 @@ async def test_a_server_that_sends_no_usage_is_metered_by_estimate_and_marked(ca
 async def test_a_stream_is_heard_word_by_word_and_metered_whole(caller: Caller) -> None:
     heard: list[str] = []
 
-    async def listen(token: str) -> None:
-        heard.append(token)
+    async def listen(token: Token) -> None:
+        heard.append(token.text)
 
     reply = tool_calls(("plan", {"a": 12345}), content="one two three").billed(11, 7, 3)
     with OpenAIServer([reply]) as server:
         exchange = await caller.send(caller.config(server), tools=(TOOL,), on_token=listen)
-    assert "".join(heard) == exchange.content == "one two three"
-    assert len(heard) == 3
+    assert (heard[:3], exchange.content) == (["one ", "two ", "three"], "one two three")
+    assert "".join(heard[3:]) == '{"a": 12345}'
     assert exchange.tool_calls == (ToolCall("call_1_plan", "plan", '{"a": 12345}'),)
     assert exchange.usage == Usage(11, 7, 3)
 
 
 async def test_what_a_listener_raises_is_not_taken_for_a_bad_reply(caller: Caller) -> None:
-    async def listen(_token: str) -> None:
+    async def listen(_token: Token) -> None:
         raise ValueError("the listener is broken")
 
     with OpenAIServer([text("one two")]) as server, pytest.raises(ValueError, match="the listener is broken"):
@@ -133,13 +135,69 @@ async def test_what_a_listener_raises_is_not_taken_for_a_bad_reply(caller: Calle
 async def test_a_server_that_does_not_stream_when_asked_to_is_understood(caller: Caller) -> None:
     heard: list[str] = []
 
-    async def listen(token: str) -> None:
-        heard.append(token)
+    async def listen(token: Token) -> None:
+        heard.append(token.text)
 
     body = {"id": "x", "choices": [{"message": {"role": "assistant", "content": "all"}, "finish_reason": "stop"}]}
     with OpenAIServer([json_body(body | {"usage": {"prompt_tokens": 1, "completion_tokens": 2}})]) as server:
         exchange = await caller.send(caller.config(server), on_token=listen)
     assert (exchange.content, exchange.usage) == ("all", Usage(1, 2, 0))
+
+
+REFUSALS = {
+    "stream_options": ("Unrecognized request argument supplied: stream_options", [True, True]),
+    "stream": ("This model does not support the parameter 'stream'", [True, False]),
+}
+
+
+@pytest.mark.parametrize("refused", REFUSALS)
+async def test_an_endpoint_that_refuses_to_stream_or_to_meter_a_stream_is_asked_without(
+    caller: Caller, refused: str
+) -> None:
+    complaint, streamed = REFUSALS[refused]
+
+    def script(body: dict[str, Any]) -> Reply:
+        return error(400, complaint) if body.get(refused) else text("one two").billed(5, 2)
+
+    async def listen(token: Token) -> None:
+        return None
+
+    with OpenAIServer(script) as server:
+        exchange = await caller.send(caller.config(server), on_token=listen)
+        assert [received.json.get("stream") for received in server.requests] == streamed
+    assert exchange.content == "one two"
+
+
+async def test_an_endpoint_that_names_no_usage_in_a_stream_is_asked_for_whole_replies_from_then_on(
+    caller: Caller,
+) -> None:
+    async def listen(token: Token) -> None:
+        return None
+
+    def script(body: dict[str, Any]) -> Reply:
+        return text("one two").unmetered() if body.get("stream") else text("one two").billed(5, 2)
+
+    with OpenAIServer(script) as server:
+        config = caller.config(server)
+        marked = [(await caller.send(config, on_token=listen)).raw.get("usage_estimated") for _ in range(3)]
+        assert [received.json.get("stream") for received in server.requests] == [True, False, False]
+    assert marked == [True, None, None]
+
+
+async def test_a_key_that_an_endpoint_echoes_in_a_stream_is_heard_by_nobody(caller: Caller) -> None:
+    heard: list[Token] = []
+
+    async def listen(token: Token) -> None:
+        heard.append(token)
+
+    pieces = [SECRET[:5], SECRET[5:9], SECRET[9:], " twice ", SECRET, " and sk-can", " ends sk-ca"]
+    deltas = [{"choices": [{"index": 0, "delta": {"content": piece}}]} for piece in pieces]
+    lines = [f"data: {json.dumps(delta)}\n\n" for delta in deltas]
+    last = 'data: {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}\n\ndata: [DONE]\n\n'
+    body = ("".join(lines) + last).encode()
+    with OpenAIServer([Reply(raw=body, headers={"Content-Type": "text/event-stream"})]) as server:
+        await caller.send(caller.config(server, key_variable="CANARY_API_KEY"), on_token=listen)
+    assert "".join(token.text for token in heard) == "[key] twice [key] and sk-can ends sk-ca"
 
 
 @pytest.mark.parametrize("model", ["o1-mini", "o3", "gpt-5"])

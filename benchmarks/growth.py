@@ -1,0 +1,137 @@
+"""What stored runs cost those that come: starting, claiming and listing with 10, 1,000 and 100,000 runs in the tables.
+
+Each stored run has six events, a task and a comment. Measured in one process, without HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+
+from backend.adapters.db.engine import Sessions, connect, sessions_of, transaction
+from backend.cli.place import prepare
+from backend.domain.run import RunStatus
+from backend.engine import claims
+from backend.engine.reaper import Reaper
+from backend.operations import pages, projects, runs
+from backend.settings import Settings
+from benchmarks.rig import place, told
+from benchmarks.rig.work import load
+
+STORE = (
+    "WITH p AS (INSERT INTO projects (name, brief, status, template_slug, template_version)"
+    " VALUES ('stored', 'brief', 'COMPLETED', 'lean', 1) RETURNING id), r AS (INSERT INTO project_runs (project_id,"
+    " number, status, graph, graph_version, template_slug, template_version, brief, config_snapshot, ended_at,"
+    " event_seq, created_at) SELECT p.id, n, 'COMPLETED', 'steps', '1', 'lean', 1, 'A brief.', '{}', now(), 6,"
+    " now() - make_interval(secs => n) FROM p, generate_series(1, $1) n RETURNING id, project_id), t AS ("
+    " INSERT INTO tasks (run_id, key, title, kind, assigned_role) SELECT id, 'T1', 'Task', 'feature', 'developer'"
+    " FROM r), c AS (INSERT INTO task_comments (run_id, author_role, author_name, comment_type, body)"
+    " SELECT id, 'developer', 'developer', 'progress', repeat('word ', 40) FROM r)"
+    " INSERT INTO events (project_id, run_id, seq, type, source, payload)"
+    " SELECT project_id, id, n, 'node.finished', 'engine', '{\"node\": \"n\"}' FROM r, generate_series(1, 6) n"
+)
+
+
+class Silent:
+    """A bell that nobody hears: no worker is measured here."""
+
+    async def ring(self, run_id: UUID) -> None:
+        return None
+
+    async def wake(self, run_id: UUID) -> None:
+        return None
+
+
+class Steps:
+    """What is timed, each on its own."""
+
+    def __init__(self, sessions: Sessions) -> None:
+        self._sessions, self._bell = sessions, Silent()
+        self._reaper = Reaper(sessions, self._bell, every=2)
+
+    async def _timed(self, work: Callable[[], Awaitable[Any]]) -> tuple[float, Any]:
+        began = time.perf_counter()
+        made = await work()
+        return (time.perf_counter() - began) * 1000, made
+
+    async def once(self) -> dict[str, float]:
+        """One of each: start a run, claim it, list, look for what is forgotten, end it."""
+        started, run_id = await self._timed(self._start)
+        claimed, held = await self._timed(lambda: self._claim(run_id))
+        listed, _ = await self._timed(self._list)
+        reaped, _ = await self._timed(self._reaper.reap)
+        end = {"code": "bench", "message": "Done.", "lease_seconds": 15.0}
+        await claims.end(self._sessions, self._bell, run_id, held.epoch, RunStatus.FAILED, **end)
+        return {"start": started, "claim": claimed, "list": listed, "reaper": reaped}
+
+    async def project(self) -> None:
+        async with transaction(self._sessions, self._bell) as session:
+            made = await projects.create(session, name="bench", brief="brief", template_slug="lean", by="bench")
+            self._project = made.id
+
+    async def _start(self) -> UUID:
+        async with transaction(self._sessions, self._bell) as session:
+            run = await runs.start(
+                session, self._project, patch={}, graph_version=lambda _: "1", faults=lambda *_: (), by="bench"
+            )
+            return run.id
+
+    async def _claim(self, run_id: UUID) -> Any:
+        return await claims.claim(self._sessions, self._bell, run_id, owner="bench", lease_seconds=15, max_claims=5)
+
+    async def _list(self) -> Any:
+        async with self._sessions() as session:
+            return await runs.page(session, pages.PageRequest(limit=50))
+
+
+async def bench(settings: Settings, counts: list[int], times: int) -> dict[int, dict[str, float]]:
+    assert settings.database_url is not None
+    url = settings.database_url.get_secret_value()
+    await prepare(settings)
+    database, engine = await asyncpg.connect(url, command_timeout=1800), connect(url)
+    steps, stored, found = Steps(sessions_of(engine)), 0, {}
+    await steps.project()
+    for count in counts:
+        await database.execute(STORE, count - stored)
+        await database.execute("VACUUM ANALYZE")
+        stored = count
+        for _ in range(5):
+            await steps.once()
+        samples = [await steps.once() for _ in range(times)]
+        found[count] = {name: statistics.median(one[name] for one in samples) for name in samples[0]}
+    await database.close()
+    await engine.dispose()
+    return found
+
+
+def main() -> None:
+    options = place.parser(__doc__, rounds=1)
+    options.add_argument("--stored", type=int, nargs="*", default=[10, 1_000, 100_000])
+    options.add_argument("--times", type=int, default=40, help="of each step")
+    asked = options.parse_args()
+    with place.servers() as servers, servers.database() as url:
+        settings = Settings(home=servers.home, database_url=url, redis_url=servers.redis_url)  # type: ignore[arg-type]  # read as from the environment
+        found = asyncio.run(bench(settings, sorted(asked.stored), asked.times))
+    few, most = min(found), max(found)
+    told.tell(
+        "What stored runs cost",
+        told.table(
+            ("runs stored", "start ms", "claim ms", "list ms", "reaper ms"),
+            [(f"{count:,}", *found[count].values()) for count in found],
+        ),
+        [
+            told.Ratio(f"{name}: {most:,} stored / {few:,} stored", found[most][name] / found[few][name], "<= 1.5")
+            for name in found[few]
+        ],
+        load(),
+    )
+
+
+if __name__ == "__main__":
+    main()

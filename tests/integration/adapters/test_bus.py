@@ -1,0 +1,72 @@
+"""Words over Redis: who listens hears them, who is slow misses some, and nobody waits for anybody."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from uuid import UUID, uuid4
+
+import pytest
+
+from backend.adapters.bus import Followers, Waker
+
+
+@pytest.fixture
+async def waker(redis_url: str) -> AsyncIterator[Waker]:
+    made = Waker(redis_url)
+    yield made
+    await made.close()
+
+
+@pytest.fixture
+async def followers(redis_url: str) -> AsyncIterator[Followers]:
+    made = Followers(redis_url)
+    yield made
+    await made.close()
+
+
+async def _heard(waker: Waker, run_id: UUID) -> None:
+    for _ in range(500):
+        if await waker.say(run_id, b"first"):
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("nobody listens")
+
+
+async def test_words_are_heard_by_all_who_follow_the_run_and_by_nobody_else(waker: Waker, followers: Followers) -> None:
+    run_id, other = uuid4(), uuid4()
+    assert await waker.say(run_id, b"nobody hears this") is False
+    async with aclosing(followers.words(run_id)) as one, aclosing(followers.words(run_id)) as two:  # type: ignore[type-var] # they are generators
+        both = [asyncio.ensure_future(anext(one)), asyncio.ensure_future(anext(two))]
+        await asyncio.sleep(0)
+        await _heard(waker, run_id)
+        assert await asyncio.gather(*both) == [b"first", b"first"]
+        assert await waker.say(other, b"another run") is False
+        assert await waker.say(run_id, b"second") is True
+        assert [await anext(one), await anext(two)] == [b"second", b"second"]
+    for _ in range(500):
+        if not await waker.say(run_id, b"nobody hears this"):
+            break
+        await asyncio.sleep(0.01)
+    else:
+        raise AssertionError("nobody follows the run any more")
+
+
+async def test_who_is_slow_misses_words_and_holds_nobody_up(waker: Waker, followers: Followers) -> None:
+    run_id = uuid4()
+    async with aclosing(followers.words(run_id)) as slow, aclosing(followers.words(run_id)) as quick:  # type: ignore[type-var] # they are generators
+        both = [asyncio.ensure_future(anext(slow)), asyncio.ensure_future(anext(quick))]
+        await asyncio.sleep(0)
+        await _heard(waker, run_id)
+        await asyncio.gather(*both)
+        for number in range(300):
+            await waker.say(run_id, b"%d" % number)
+            assert await anext(quick) == b"%d" % number
+        assert [await anext(slow) for _ in range(200)] == [b"%d" % number for number in range(200)]
+
+
+async def test_words_are_lost_quietly_while_redis_is_away() -> None:
+    away = Waker("redis://127.0.0.1:1/0")
+    assert await away.say(uuid4(), b"word") is False
+    await away.close()
