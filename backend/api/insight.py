@@ -42,6 +42,10 @@ class Cost(BaseModel):
     run_id: UUID
     limits: dict[str, Any] = Field(examples=[{"tokens": None, "usd": "2.000000", "seconds": None}])
     spent: dict[str, Any] = Field(examples=[{"tokens": 4_200, "usd": "0.013250", "seconds": "12.500000"}])
+    saved: dict[str, Any] = Field(
+        examples=[{"calls": 3, "tokens": 360, "usd": "0.000420"}],
+        description="What was not paid again: replies of the journal to visits that ran again after a crash or a pause",
+    )
     reserved: dict[str, Any] = Field(examples=[{"tokens": 0, "usd": "0.000000"}])
     by_role: list[CostLine]
     by_node: list[CostLine]

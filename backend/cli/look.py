@@ -108,6 +108,10 @@ def _show(console: Console, facts: dict[str, Any]) -> None:
     console.print(Text(f"  {facts['run_id']}"))
     console.print(Text(f"  at {facts['current_node'] or 'the queue'}, {facts['progress']} %"))
     console.print(Text(f"  {spent['model_calls']} model calls, {spent['tokens']:,} tokens, ${spent['usd']}"))
+    saved = facts["saved"]
+    if saved["calls"]:
+        told = f"{saved['calls']} replies, {saved['tokens']:,} tokens, ${saved['usd']}"
+        console.print(Text(f"  {told} came from the journal and were not paid again"))
     if facts["forecast"]:
         _show_forecast(console, facts["forecast"])
     console.print(Text(f"  {facts['repository']}"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -169,6 +169,8 @@ async def _look(session: AsyncSession, run: ProjectRun, project: Project, config
 
 
 STOPPED = "Somebody stopped the run."
+Told = Sequence[tuple[str, Mapping[str, Any]]]
+"""Events by type and payload."""
 
 
 async def _owned(session: AsyncSession, run_id: UUID, epoch: int) -> ProjectRun:
@@ -209,8 +211,9 @@ async def pause(
     lease_seconds: float,
     reason: str,
     question: Mapping[str, Any] | None = None,
+    told: Told = (),
 ) -> None:
-    """Let a run hold until somebody resumes it, with a budget question if one is given.
+    """Let a run hold until somebody resumes it, with a budget question if one is given; `told` says why, once.
 
     What people asked for while the run came to its safe point counts: a pause taken back gives the run back, a stop
     ends it.
@@ -222,6 +225,7 @@ async def pause(
         if question is None and run.requested == Request.NONE:
             await _give_back(session, run, lease_seconds)
             return
+        _tell(session, run, told)
         if question is not None and run.requested != Request.STOP:
             _ask(session, run, QuestionKind.BUDGET, question)
         await _hold(session, run, RunStatus.PAUSED, "run.paused", reason, lease_seconds)
@@ -305,34 +309,41 @@ async def end(
     code: str,
     message: str,
     lease_seconds: float,
+    told: Told = (),
+    distrusted: tuple[str, int] | None = None,
 ) -> None:
-    """End a run whose graph did not: with a report of what is done so far, made from its rows."""
+    """End a run whose graph did not: with a report of what is done so far, made from its rows; `told` says why.
+
+    A visit that is `distrusted`, node and number, asks again in a retry for the replies that it could not use.
+    """
     async with transaction(sessions, bell) as session:
         run = await _owned(session, run_id, epoch)
         if run.status == RunStatus.RUNNING:
+            _tell(session, run, told)
+            if distrusted is not None:
+                await _distrust(session, run_id, *distrusted)
             await _end(session, run, status, code=code, message=message)
             await session.flush()
             await session.execute(_WORKED, {"run": run_id, "ttl": lease_seconds, "again": False})
 
 
-async def tell(
-    sessions: Sessions, bell: Bell, run_id: UUID, epoch: int, event_type: str, payload: Mapping[str, Any]
-) -> None:
-    """Record an event of the run."""
+async def tell(sessions: Sessions, bell: Bell, run_id: UUID, epoch: int, told: Told) -> None:
+    """Record events of the run, all at once."""
     async with transaction(sessions, bell) as session:
-        run = await _owned(session, run_id, epoch)
+        _tell(session, await _owned(session, run_id, epoch), told)
+
+
+def _tell(session: AsyncSession, run: ProjectRun, told: Told) -> None:
+    for event_type, payload in told:
         events.record(session, run, event_type, payload, source="engine")
 
 
-async def distrust(sessions: Sessions, bell: Bell, run_id: UUID, epoch: int, node: str, visit: int) -> None:
-    """Let a visit ask again for replies that it could not use, instead of replaying them."""
-    async with transaction(sessions, bell) as session:
-        await _owned(session, run_id, epoch)
-        await session.execute(
-            update(ModelCall)
-            .where(ModelCall.run_id == run_id, ModelCall.node == node, ModelCall.visit == visit)
-            .values(replayable=False)
-        )
+async def _distrust(session: AsyncSession, run_id: UUID, node: str, visit: int) -> None:
+    await session.execute(
+        update(ModelCall)
+        .where(ModelCall.run_id == run_id, ModelCall.node == node, ModelCall.visit == visit)
+        .values(replayable=False)
+    )
 
 
 async def _end(session: AsyncSession, run: ProjectRun, status: RunStatus, *, code: str, message: str) -> None:

@@ -408,24 +408,24 @@ class Slice:
         verdict = gates.budget(budget, message, degraded=self._books.degraded or limit.unit == "seconds")
         told = {"scope": limit.scope, "name": limit.name, "unit": limit.unit, "decision": str(verdict.decision)}
         told |= {"reason": message, "on_exceed": str(budget.on_exceed)}
-        await claims.tell(*self._who(), "budget.exceeded", told)
+        exceeded = ("budget.exceeded", told)
         if verdict.decision is gates.Decision.DEGRADE:
+            await claims.tell(*self._who(), [exceeded, ("budget.degraded", {"model": budget.degrade_to})])
             self._books.degraded = True
-            await claims.tell(*self._who(), "budget.degraded", {"model": budget.degrade_to})
             return True
         if verdict.decision is gates.Decision.PAUSE:
-            await claims.pause(*self._who(), reason="budget", question=_budget_question(message, limit), **self._ttl())
+            question = _budget_question(message, limit)
+            await claims.pause(*self._who(), reason="budget", question=question, told=[exceeded], **self._ttl())
         else:
-            await self._end(_End(RunStatus.STOPPED_BUDGET, "budget", message))
+            await self._end(_End(RunStatus.STOPPED_BUDGET, "budget", message), told=[exceeded])
         return False
 
     async def _fail(self, why: BaseException) -> bool:
         if isinstance(why, CompanyError) and why.code == DATABASE_AWAY:
             _log.warning("The run is left to its lease: %s", why)
             return False
-        if isinstance(why, StepFailed) and why.replies_at_fault:
-            await claims.distrust(*self._who(), *self._failed_visit(why))
-        await self._end(_end_of(why))
+        at_fault = isinstance(why, StepFailed) and why.replies_at_fault
+        await self._end(_end_of(why), distrusted=self._failed_visit(why) if at_fault else None)
         return False
 
     def _failed_visit(self, why: BaseException) -> tuple[str, int]:
@@ -436,8 +436,8 @@ class Slice:
                 return visit.node, visit.number
         return "", 0
 
-    async def _end(self, end: _End) -> None:
-        await claims.end(*self._who(), end.status, code=end.code, message=end.message, **self._ttl())
+    async def _end(self, end: _End, **more: Any) -> None:
+        await claims.end(*self._who(), end.status, code=end.code, message=end.message, **more, **self._ttl())
         await self._finish(end.status)
 
     async def _finish(self, status: RunStatus) -> None:

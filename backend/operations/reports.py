@@ -12,6 +12,7 @@ from sqlalchemy.orm import InstrumentedAttribute
 from backend.adapters.db.tables import Artifact, Finding, ProjectRun, Question, Task
 from backend.domain.finding import FindingStatus
 from backend.domain.question import QuestionStatus
+from backend.operations import costs
 
 
 async def of_run(session: AsyncSession, run: ProjectRun) -> dict[str, Any]:
@@ -31,6 +32,7 @@ async def of_run(session: AsyncSession, run: ProjectRun) -> dict[str, Any]:
         "open_questions": await session.scalar(
             select(func.count()).where(Question.run_id == run.id, Question.status == QuestionStatus.OPEN)
         ),
+        "saved": await costs.saved(session, run.id),
         "spent": {
             "usd": f"{run.spent_usd:.6f}",
             "tokens": run.spent_tokens_input + run.spent_tokens_output,

@@ -71,23 +71,24 @@ class Crew:
             self.asked[said] += 1
         return text(f"answer to {said}").billed(100, 20).after(0.02)
 
-    def config(self) -> RunConfig:
+    def config(self, **changes: Any) -> RunConfig:
         return RunConfig.model_validate(
             {
                 "graph": "chain",
                 "models": {
                     "provider": "loopback",
                     "default": "scripted",
-                    "prices": {"scripted": {"input": 1, "output": 2}},
+                    "prices": {"scripted": {"input": 1, "output": 2}, "cheaper": {"input": 0, "output": 0}},
                     "providers": {"loopback": {"base_url": self.server.base_url}},
                 },
                 "sandbox": {"level": "unsafe"},
             }
+            | changes
         )
 
-    async def run(self, brief: str = "go") -> UUID:
+    async def run(self, brief: str = "go", **config: Any) -> UUID:
         async with self.sessions.begin() as session:
-            run = await self.make_run(session, config=self.config(), brief=brief)
+            run = await self.make_run(session, config=self.config(**config), brief=brief)
             project = await session.get_one(Project, run.project_id)
             project.active_run_id = run.id
         return run.id
@@ -153,7 +154,8 @@ class Crew:
         return await self.query(
             "SELECT 'task' AS kind, key AS a, status AS b FROM tasks WHERE run_id = $1"
             " UNION ALL SELECT 'comment', body, node || visit::text FROM task_comments WHERE run_id = $1"
-            " UNION ALL SELECT 'run', status, coalesce(final_report::text, '') FROM project_runs WHERE id = $1"
+            " UNION ALL SELECT 'run', status, coalesce((final_report #- '{spent,seconds}')::text, '') FROM project_runs"
+            "   WHERE id = $1"
             " UNION ALL SELECT 'call', node || visit::text || '/' || ordinal::text, response ->> 'content'"
             "   FROM model_calls WHERE run_id = $1 AND status = 'done'"
             " UNION ALL SELECT 'event', type, count(*)::text FROM events WHERE run_id = $1"

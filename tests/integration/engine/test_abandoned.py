@@ -7,9 +7,10 @@ from uuid import UUID
 
 import pytest
 
+from backend.domain.model import CallFailed
 from backend.engine.reaper import Reaper
-from backend.operations import invariants, questions, runs
-from tests.integration.engine.conftest import Company
+from backend.operations import costs, invariants, questions, reports, runs
+from tests.integration.engine.conftest import Company, reply
 
 _LOSE = (
     "UPDATE project_runs SET status = 'RUNNING', started_at = clock_timestamp(), lease_owner = 'test/dead',"
@@ -132,3 +133,25 @@ async def test_runs_in_their_last_claims_are_driven_one_at_a_time(company: Compa
     while left := await company.pool.fetch("SELECT id FROM project_runs WHERE ended_at IS NULL"):
         await asyncio.gather(*(worker.execute(row["id"]) for row in left))
     assert await company.pool.fetch("SELECT 1 FROM project_runs WHERE status <> 'COMPLETED'") == []
+
+
+async def test_what_the_journal_gave_to_a_visit_that_ran_again_is_told_as_saved(company: Company) -> None:
+    run_id = await company.run()
+    broken = CallFailed("refused", "no")
+    company.transport.script = lambda place, count: broken if (place.ordinal, count) == (2, 1) else reply("fine")
+
+    async def saved() -> dict[str, object]:
+        async with company.sessions() as session:
+            return await costs.saved(session, run_id)
+
+    await company.executor.execute(run_id)
+    assert (await company.row(run_id))["status"] == "FAILED"
+    assert await saved() == {"calls": 0, "tokens": 0, "usd": "0.000000"}
+    company.transport.script = lambda place, count: reply("fine")
+    await company.operate(runs.retry, run_id, by="ada")
+    await company.executor.execute(run_id)
+    assert (await company.row(run_id))["status"] == "COMPLETED"
+    assert await saved() == {"calls": 1, "tokens": 120, "usd": "0.001000"}
+    async with company.sessions() as session:
+        run = await runs.get(session, run_id)
+        assert (await costs.of_run(session, run))["saved"] == (await reports.of_run(session, run))["saved"]

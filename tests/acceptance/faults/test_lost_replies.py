@@ -1,0 +1,188 @@
+"""A write was committed and its caller sees an error: every write of the engine, and nothing is done twice or lost."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+
+import pytest
+from sqlalchemy.exc import DBAPIError, InterfaceError
+
+from backend.adapters.db import calls, commit
+from backend.adapters.db.engine import connect, sessions_of, transaction
+from backend.engine.reaper import Reaper
+from backend.operations import questions, runs
+from tests.acceptance.faults import numbers
+from tests.acceptance.faults.conftest import ROOT, Crew
+from tests.acceptance.faults.nursery import Nursery
+from tests.acceptance.faults.proxy import Proxy
+from tests.integration.engine.conftest import RecordingBell
+
+TIGHT = {"budget": {"tokens": 20_000, "on_exceed": "pause"}}
+CHEAPER = {"budget": {"usd": "0.000001", "on_exceed": "degrade", "degrade_to": "cheaper"}}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A run, and what stands in the transaction whose reply it does not get."""
+
+    marks: tuple[bytes, ...]
+    brief: str = "go"
+    without: tuple[bytes, ...] = ()
+    config: dict[str, Any] = field(default_factory=dict)
+
+
+_HOLD = b"lease_expires_at = CASE WHEN"
+WRITES = {
+    "claims.claim": Case((b"SET status = 'RUNNING', lease_epoch",)),
+    "claims.release": Case((_HOLD,), without=(b"INSERT INTO events",)),
+    "claims.pause": Case((_HOLD, b"run.paused"), "pause"),
+    "claims.wait": Case((_HOLD, b"run.waiting"), "a question"),
+    "claims.end": Case((_HOLD, b"run.failed"), "unusable"),
+    "claims.pause at a limit": Case((_HOLD, b"budget.exceeded"), config=TIGHT),
+    "claims.tell": Case((b"budget.degraded",), config=CHEAPER),
+    "calls.reserve": Case((b"limits AS (",)),
+    "calls.settle": Case((b"beside AS (",)),
+    "calls.note": Case((b"FROM fence WHERE NOT EXISTS (SELECT FROM events",)),
+    "commit.save_writes": Case((b"INSERT INTO checkpoint_writes",)),
+    "commit.save_rows": Case((b"BEGIN", b"INSERT INTO checkpoint_writes")),
+    "commit.save_checkpoint": Case((b"FROM fence ON CONFLICT DO NOTHING RETURNING 1",)),
+    "commit.save_next": Case((b"FROM given g WHERE",)),
+    "commit.save_next of several runs": Case((b"FROM free g WHERE",)),
+}
+"""The writes of a worker, each as the transaction that it is."""
+
+REAPED = {
+    "reaper._close_questions": b"question.expired",
+    "reaper._requeue_answered": b"UPDATE project_runs",
+    "reaper._stop_abandoned": b"run.stopped_user",
+}
+
+
+def _transactions_of(module: str) -> set[str]:
+    """The functions of a module of the engine that commit something."""
+    tree = ast.parse((ROOT / "backend" / "engine" / f"{module}.py").read_text())
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.AsyncFunctionDef)]
+    return {f"{module}.{function.name}" for function in functions if "transaction(" in ast.unparse(function)}
+
+
+def test_every_write_of_the_engine_loses_a_reply() -> None:
+    found = {f"calls.{name}" for name, made in vars(calls).items() if callable(made) and name.islower()}
+    found -= {name for name in found if name.startswith("calls._")}
+    found -= {"calls.dataclass"}
+    found |= {f"commit.{name}" for name in commit.__all__ if name.startswith("save_")}
+    for path in (ROOT / "backend" / "engine").glob("*.py"):
+        found |= _transactions_of(path.stem)
+    assert found == {name.partition(" ")[0] for name in WRITES} | set(REAPED)
+
+
+_ASKED = (
+    "SELECT q.id, q.kind FROM questions q JOIN project_runs r ON r.id = q.run_id"
+    " WHERE q.status = 'OPEN' AND r.status IN ('PAUSED', 'WAITING')"
+)
+
+
+async def _look_after(crew: Crew) -> None:
+    """Be the people: resume what is paused and answer what is asked, until all runs have ended."""
+    bell = RecordingBell()
+    async with asyncio.timeout(200):
+        while going := await crew.query("SELECT id, status, stop_reason FROM project_runs WHERE ended_at IS NULL"):
+            for question_id, kind in await crew.query(_ASKED):
+                said = "1000000 tokens" if kind == "budget" else "blue"
+                async with transaction(crew.sessions, bell) as session:
+                    await questions.answer(session, question_id, said, by="ada")
+            for run_id, status, reason in going:
+                if status == "PAUSED" and reason == "paused_by_person":
+                    async with transaction(crew.sessions, bell) as session:
+                        await runs.resume(session, run_id, by="ada")
+            await asyncio.sleep(0.2)
+
+
+async def _begin(crew: Crew, case: Case) -> UUID:
+    run_id = await crew.run(case.brief, **case.config)
+    if case.brief == "pause":
+        async with transaction(crew.sessions, RecordingBell()) as session:
+            await runs.pause(session, run_id, by="ada")
+    return run_id
+
+
+_SAID_ONCE = (
+    "SELECT run_id, type, payload ->> 'key' AS key, count(*) FROM events WHERE type IN ('run.created', 'run.paused',"
+    " 'run.waiting', 'run.failed', 'run.completed', 'question.asked', 'question.answered', 'budget.exceeded')"
+    " GROUP BY 1, 2, 3 HAVING count(*) > 1"
+)
+
+
+async def test_a_worker_whose_writes_succeed_and_seem_to_fail_repeats_and_loses_nothing(
+    crew: Crew, nursery: Nursery
+) -> None:
+    async with Proxy(crew.database_url) as proxy:
+        made = {name: await _begin(crew, case) for name, case in WRITES.items()}
+        calm = {name: await _begin(crew, case) for name, case in WRITES.items() if name in _KINDS}
+        losses = {
+            name: proxy.lose(*case.marks, made[name].bytes, without=case.without) for name, case in WRITES.items()
+        }
+        slices = {"COMPANY_ENGINE__SLICE_SECONDS": "2", "COMPANY_ENGINE__LEASE_SECONDS": "4"}
+        nursery.start(crew.environment | slices | {"DATABASE_URL": proxy.url})
+        await _look_after(crew)
+        nursery.clear()
+    assert {name: loss.happened for name, loss in losses.items()} == dict.fromkeys(WRITES, 1)
+    ends = dict(await crew.query("SELECT id, status FROM project_runs"))
+    assert {ends[made[name]] for name in WRITES if "unusable" not in WRITES[name].brief} == {"COMPLETED"}, crew.log()
+    await crew.check()
+    cut = (await crew.query("SELECT count(*) FROM model_calls WHERE status = 'failed'"))[0][0]
+    lost = sum(loss.happened for loss in losses.values())
+    numbers.report("reply lost: worker", lost, len(WRITES), "writes", calls_cut=cut)
+    assert await crew.query(_SAID_ONCE) == []
+    stories = {WRITES[name].brief: await crew.story(run_id) for name, run_id in calm.items()}
+    for name, run_id in made.items():
+        assert await crew.story(run_id) == stories[WRITES[name].brief], name
+    assert sum(crew.asked.values()) <= len(await crew.query("SELECT 1 FROM model_calls WHERE status = 'done'")) + cut
+
+
+_KINDS = ("claims.claim", "claims.pause", "claims.wait", "claims.end")
+"""One of each kind of run, which nothing happens to, to compare with."""
+
+
+@pytest.fixture
+async def reaped(crew: Crew) -> dict[str, UUID]:
+    """Runs that the reaper has something to do for."""
+    made = {name: await crew.run() for name in REAPED}
+    due, answered, abandoned = made.values()
+    await crew.query("UPDATE project_runs SET status = 'RUNNING', started_at = now(), lease_epoch = 1")
+    for run_id in (due, answered):
+        await crew.query("UPDATE project_runs SET status = 'WAITING', claims = 0 WHERE id = $1", run_id)
+    await crew.query("UPDATE project_runs SET requested = 'stop' WHERE id = $1", abandoned)
+    await crew.query("UPDATE projects SET status = 'RUNNING'")
+    await crew.query(
+        "INSERT INTO questions (id, tenant_id, run_id, key, kind, asked_by, text, options, on_expiry, due_at)"
+        " SELECT gen_random_uuid(), tenant_id, id, 'k', 'clarification', 'pm', 'Which?', '[]', 'stop', now()"
+        " FROM project_runs WHERE id = $1",
+        due,
+    )
+    return made
+
+
+async def test_a_reaper_whose_writes_succeed_and_seem_to_fail_does_everything_once(
+    crew: Crew, reaped: dict[str, UUID]
+) -> None:
+    async with Proxy(crew.database_url) as proxy:
+        engine = connect(proxy.url)
+        reaper = Reaper(sessions_of(engine), RecordingBell(), every=60)
+        losses = {name: proxy.lose(mark, reaped[name].bytes) for name, mark in REAPED.items()}
+        failed = 0
+        for _ in range(2 * len(REAPED)):
+            try:
+                await reaper.reap()
+            except (OSError, DBAPIError, InterfaceError):
+                failed += 1
+        await engine.dispose()
+    assert {name: loss.happened for name, loss in losses.items()} == dict.fromkeys(REAPED, 1)
+    numbers.report("reply lost: reaper", failed, len(REAPED), "writes", runs=len(reaped))
+    ends = await crew.query("SELECT status, count(*) FROM project_runs GROUP BY 1 ORDER BY 1")
+    assert ends == [("QUEUED", 1), ("STOPPED_USER", 2)]
+    told = await crew.query("SELECT type, count(*) FROM events GROUP BY 1 ORDER BY 1")
+    assert told == [("question.expired", 1), ("run.stopped_user", 2)]
