@@ -158,7 +158,16 @@ async def _look(session: AsyncSession, run: ProjectRun, project: Project, config
     )
 
 
-STOPPED = "Somebody stopped the run."
+async def _why_stopped(session: AsyncSession, run: ProjectRun) -> tuple[str, str]:
+    """What the stop that was asked for last says of the end: a code and a sentence."""
+    told: Mapping[str, Any] | None = await session.scalar(
+        select(Event.payload)
+        .where(Event.run_id == run.id, Event.type == "run.stop_requested")
+        .order_by(Event.seq.desc())
+        .limit(1)
+    )
+    said = told or {}
+    return said.get("code", "stopped_by_person"), said.get("reason", "Somebody stopped the run.")
 
 
 async def _owned(session: AsyncSession, run_id: UUID, epoch: int) -> ProjectRun:
@@ -273,7 +282,8 @@ async def _hold(
     session: AsyncSession, run: ProjectRun, status: RunStatus, event: str, reason: str, lease_seconds: float
 ) -> None:
     if run.requested == Request.STOP:
-        await _end(session, run, RunStatus.STOPPED_USER, code="stopped_by_person", message=STOPPED)
+        code, message = await _why_stopped(session, run)
+        await _end(session, run, RunStatus.STOPPED_USER, code=code, message=message)
     else:
         run.status = transition(MOVES, RunStatus(run.status), status, what=f"Run {run.number}")
         if status is RunStatus.PAUSED:
@@ -296,10 +306,15 @@ async def end(
     message: str,
     lease_seconds: float,
 ) -> None:
-    """End a run whose graph did not: with a report of what is done so far, made from its rows."""
+    """End a run whose graph did not: with a report of what is done so far, made from its rows.
+
+    Of a stop, what was asked for last says why.
+    """
     async with transaction(sessions, bell) as session:
         run = await _owned(session, run_id, epoch)
         if run.status == RunStatus.RUNNING:
+            if status is RunStatus.STOPPED_USER:
+                code, message = await _why_stopped(session, run)
             await _end(session, run, status, code=code, message=message)
             await session.flush()
             await session.execute(_WORKED, {"run": run_id, "ttl": lease_seconds, "again": False})

@@ -106,7 +106,12 @@ async def _expire(session: AsyncSession, question_id: UUID, run_id: UUID) -> Non
     if takes_default:
         await _go_on(session, run)
     else:
-        await runs.stop(session, run_id, by=f"expiry of the question {question.key}", tenant_id=run.tenant_id)
+        ending = runs.Stop(
+            f"Nobody answered the question {question.key} before it was due; fork the run to answer it.",
+            "question_expired",
+        )
+        by = f"expiry of the question {question.key}"
+        await runs.stop(session, run_id, by=by, ending=ending, tenant_id=run.tenant_id)
 
 
 async def _go_on(session: AsyncSession, run: ProjectRun) -> None:
