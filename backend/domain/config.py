@@ -80,6 +80,10 @@ class ProviderConfig(Section):
     stream: Annotated[bool, Field(exclude_if=operator.not_)] = False
     """Let live followers read replies while models write them; replies are the same and are metered the same."""
     requests_per_minute: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    tokens_per_minute: Annotated[int | None, Field(ge=1, le=10_000_000_000, exclude_if=lambda value: value is None)] = (
+        None
+    )
+    """Input and output ceiling of each call together, as it is reserved."""
     retries: Annotated[int, Field(ge=0, le=10)] = 4
     fallbacks: tuple[Name, ...] = ()
     """Names of providers that are tried next, in order."""

@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from backend.adapters.db.checkpointer import LeaseLost
 from backend.adapters.db.columns import CleanJson
 from backend.adapters.db.engine import Sessions, ring_after_commit, transaction
-from backend.adapters.db.tables import DeadLetter, ModelCall, Project, ProjectRun, Question
+from backend.adapters.db.tables import DeadLetter, Event, ModelCall, Project, ProjectRun, Question
 from backend.domain.config import RunConfig
 from backend.domain.event import ENDING_EVENT
 from backend.domain.lifecycle import transition
@@ -168,9 +168,20 @@ async def _look(session: AsyncSession, run: ProjectRun, project: Project, config
     )
 
 
-STOPPED = "Somebody stopped the run."
 Told = Sequence[tuple[str, Mapping[str, Any]]]
 """Events by type and payload."""
+
+
+async def _why_stopped(session: AsyncSession, run: ProjectRun) -> tuple[str, str]:
+    """What the stop that was asked for last says of the end: a code and a sentence."""
+    told: Mapping[str, Any] | None = await session.scalar(
+        select(Event.payload)
+        .where(Event.run_id == run.id, Event.type == "run.stop_requested")
+        .order_by(Event.seq.desc())
+        .limit(1)
+    )
+    said = told or {}
+    return said.get("code", "stopped_by_person"), said.get("reason", "Somebody stopped the run.")
 
 
 async def _owned(session: AsyncSession, run_id: UUID, epoch: int) -> ProjectRun:
@@ -287,7 +298,8 @@ async def _hold(
     session: AsyncSession, run: ProjectRun, status: RunStatus, event: str, reason: str, lease_seconds: float
 ) -> None:
     if run.requested == Request.STOP:
-        await _end(session, run, RunStatus.STOPPED_USER, code="stopped_by_person", message=STOPPED)
+        code, message = await _why_stopped(session, run)
+        await _end(session, run, RunStatus.STOPPED_USER, code=code, message=message)
     else:
         run.status = transition(MOVES, RunStatus(run.status), status, what=f"Run {run.number}")
         if status is RunStatus.PAUSED:
@@ -314,7 +326,8 @@ async def end(
 ) -> None:
     """End a run whose graph did not: with a report of what is done so far, made from its rows; `told` says why.
 
-    A visit that is `distrusted`, node and number, asks again in a retry for the replies that it could not use.
+    Of a stop, what was asked for last says why. A visit that is `distrusted`, node and number, asks again in a retry
+    for the replies that it could not use.
     """
     async with transaction(sessions, bell) as session:
         run = await _owned(session, run_id, epoch)
@@ -322,6 +335,8 @@ async def end(
             _tell(session, run, told)
             if distrusted is not None:
                 await _distrust(session, run_id, *distrusted)
+            if status is RunStatus.STOPPED_USER:
+                code, message = await _why_stopped(session, run)
             await _end(session, run, status, code=code, message=message)
             await session.flush()
             await session.execute(_WORKED, {"run": run_id, "ttl": lease_seconds, "again": False})

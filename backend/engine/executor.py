@@ -374,7 +374,7 @@ class Slice:
         crash_point("hold")
         reason = self._lease.reason
         if reason == "stop":
-            await self._end(_End(RunStatus.STOPPED_USER, "stopped_by_person", claims.STOPPED))
+            await self._end(_End(RunStatus.STOPPED_USER, "stopped_by_person", "Somebody stopped the run."))
         elif reason == "seconds":
             return await self._pass_budget_gate(
                 f"The run has worked for its {self._claimed.limit_seconds} seconds.", Limit("run", "all", "seconds")
@@ -425,7 +425,8 @@ class Slice:
             _log.warning("The run is left to its lease: %s", why)
             return False
         at_fault = isinstance(why, StepFailed) and why.replies_at_fault
-        await self._end(_end_of(why), distrusted=self._failed_visit(why) if at_fault else None)
+        end = _end_of(why, self._claimed.facts.config.limits.node_seconds)
+        await self._end(end, distrusted=self._failed_visit(why) if at_fault else None)
         return False
 
     def _failed_visit(self, why: BaseException) -> tuple[str, int]:
@@ -455,13 +456,14 @@ class Slice:
         return {"lease_seconds": self._executor.settings.lease_seconds}
 
 
-def _end_of(why: BaseException) -> _End:
+def _end_of(why: BaseException, node_seconds: int) -> _End:
     if isinstance(why, StepFailed):
         return _End(RunStatus.FAILED, why.code, why.message)
     if isinstance(why, CompanyError):
         return _End(RunStatus.FAILED, why.code, why.message)
     if isinstance(why, TimeoutError):
-        return _End(RunStatus.FAILED, "node_timeout", "A node took longer than limits.node_seconds allows.")
+        message = f"A node took longer than the {node_seconds} seconds that limits.node_seconds allows; retry the run."
+        return _End(RunStatus.FAILED, "node_timeout", message)
     if isinstance(why, GraphRecursionError):
         return _End(RunStatus.FAILED, "too_many_steps", f"The graph took more than {RECURSION_LIMIT} steps.")
     _log.error("A node failed.", exc_info=why)

@@ -12,7 +12,7 @@ import json
 import logging
 import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from decimal import Decimal
 from typing import Any, Protocol
 from uuid import UUID, uuid5
@@ -53,7 +53,7 @@ from backend.errors import CompanyError, Unavailable
 from backend.operations.ledger import CANCELLED
 
 _log = logging.getLogger(__name__)
-_MARKS = frozenset({"usage_estimated", "recorded_cost_usd"})
+_MARKS = frozenset({"usage_estimated", "ceiling_booked", "recorded_cost_usd"})
 """What the gateway says of a reply beside it, and people want to find again."""
 
 _JOURNAL = (
@@ -62,8 +62,8 @@ _JOURNAL = (
     " FROM model_calls WHERE run_id = $1 AND node = $2 AND visit = $3 GROUP BY ordinal"
 )
 _RESERVED = (
-    "SELECT 1 AS fenced, id AS call FROM model_calls WHERE run_id = $1 AND lease_epoch = $2 AND node = $3"
-    " AND visit = $4 AND ordinal = $5 AND attempt = $6 AND status = 'reserved'"
+    "SELECT 1 AS fenced, id AS call, true AS money_counts FROM model_calls WHERE run_id = $1 AND lease_epoch = $2"
+    " AND node = $3 AND visit = $4 AND ordinal = $5 AND attempt = $6 AND status = 'reserved'"
 )
 
 
@@ -74,7 +74,7 @@ class Transport(Protocol):
         """The worst case of a call."""
         ...
 
-    async def admit(self, choice: Choice, config: RunConfig) -> None:
+    async def admit(self, choice: Choice, config: RunConfig, quote: Quote) -> None:
         """Return once the provider may be asked; raises `CallFailed` while it does not answer, and nothing is sent."""
         ...
 
@@ -163,11 +163,10 @@ class Journal:
         while True:
             choice, tries = listed[place], tries + 1
             try:
-                await books.lease.patient(books.transport.admit(choice, books.config))
+                attempt = self._attempt(request, position, tried + 1, choice, hashed, written)
+                await books.lease.patient(books.transport.admit(choice, books.config, attempt.quote))
                 tried += 1
-                exchange = await self._shielded(
-                    request, self._attempt(request, position, tried, choice, hashed, written)
-                )
+                exchange = await self._shielded(request, attempt)
             except CallFailed as failure:
                 retries = books.config.models.providers[choice.provider].retries
                 decision = decide(
@@ -210,16 +209,17 @@ class Journal:
 
     async def _shielded(self, request: ModelRequest, attempt: Attempt) -> Exchange:
         """Reserve, send and book; once sent, only a stop cuts it, whatever becomes of the node."""
-        call = await self._reserve(attempt)
+        call, money_counts = await self._reserve(attempt)
         crash_point("reserve")
-        task = asyncio.create_task(self._exchange(request, attempt, call))
+        task = asyncio.create_task(self._exchange(request, attempt, call, money_counts=money_counts))
         self._books.in_flight.add(task)
         task.add_done_callback(self._books.in_flight.discard)
         # When the node is gone nobody asks for the result: what went wrong is booked all the same.
         task.add_done_callback(lambda done: done.cancelled() or done.exception())
         return await asyncio.shield(task)
 
-    async def _reserve(self, attempt: Attempt) -> UUID:
+    async def _reserve(self, attempt: Attempt) -> tuple[UUID, bool]:
+        """Hold the worst case; returns the call's row, and whether any limit in USD counts it."""
         try:
             row = await fetch(self._books.pool, *calls.reserve(self._books.lease.fence, attempt))
         except asyncpg.UniqueViolationError:
@@ -229,14 +229,13 @@ class Journal:
             raise LeaseLost("The run has another owner.")
         if row["call"] is None:
             raise breach(json.loads(row["breaches"])[0], unpriced=_unpriced(attempt))
-        reserved: UUID = row["call"]
-        return reserved
+        return row["call"], row["money_counts"]
 
     def _key(self, attempt: Attempt) -> tuple[Any, ...]:
         position, fence = attempt.position, self._books.lease.fence
         return fence.run_id, fence.epoch, position.node, position.visit, position.ordinal, attempt.number
 
-    async def _exchange(self, request: ModelRequest, attempt: Attempt, call: UUID) -> Exchange:
+    async def _exchange(self, request: ModelRequest, attempt: Attempt, call: UUID, *, money_counts: bool) -> Exchange:
         books = self._books
         # A worker that was frozen since it reserved must not send: by now another one may have asked.
         books.lease.confirm()
@@ -253,6 +252,8 @@ class Journal:
         finally:
             if speech is not None:
                 speech.end()
+        if money_counts:
+            exchange = _at_its_ceiling(exchange, attempt.quote)
         crash_point("response")
         done = Outcome(
             "done",
@@ -402,6 +403,20 @@ def _ceiling(attempt: Attempt, error: str) -> Outcome:
     )
 
 
+def _at_its_ceiling(exchange: Exchange, quote: Quote) -> Exchange:
+    """What is booked of a reply that names no usage where money is limited: an estimate could understate it.
+
+    A model without a price, or for nothing, stays with the estimate.
+    """
+    if not exchange.raw.get("usage_estimated") or not quote.usd:
+        return exchange
+    most = Usage(
+        max(exchange.usage.input_tokens, quote.input_tokens), max(exchange.usage.output_tokens, quote.max_output_tokens)
+    )
+    cost = max(exchange.cost_usd, quote.usd)
+    return replace(exchange, usage=most, cost_usd=cost, raw={**exchange.raw, "ceiling_booked": True})
+
+
 def _events(attempt: Attempt, outcome: Outcome) -> list[tuple[str, dict[str, Any]]]:
     usage = outcome.usage
     told = _who_asked(attempt) | {
@@ -409,6 +424,9 @@ def _events(attempt: Attempt, outcome: Outcome) -> list[tuple[str, dict[str, Any
         "tokens_output": usage.output_tokens,
         "cost_usd": str(outcome.cost_usd),
     }
+    marks = (outcome.response or {}).get("marks", {})
+    if marks.get("usage_estimated"):
+        told["usage"] = "ceiling" if marks.get("ceiling_booked") else "estimated"
     listed = [("model.called", told) if outcome.status == "done" else ("model.failed", told | {"error": outcome.error})]
     over_tokens = usage.total - attempt.quote.tokens
     over_usd = outcome.cost_usd - (attempt.quote.usd or outcome.cost_usd)

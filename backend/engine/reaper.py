@@ -43,8 +43,9 @@ While workers take up other runs the bells of a long queue are on their way: rin
 make it longer. Nothing is forgotten by that: those that are rung for are taken up, and others are the oldest then.
 """
 _TO_STOP = text(
-    "SELECT r.id, r.tenant_id, coalesce((SELECT payload ->> 'by' FROM events e WHERE e.run_id = r.id"
-    " AND e.type = 'run.stop_requested' ORDER BY seq DESC LIMIT 1), 'somebody') AS by FROM project_runs r"
+    "SELECT r.id, r.tenant_id, e.payload ->> 'by' AS by, e.payload ->> 'reason' AS reason, e.payload ->> 'code' AS code"
+    " FROM project_runs r CROSS JOIN LATERAL (SELECT payload FROM events WHERE run_id = r.id"
+    " AND type = 'run.stop_requested' ORDER BY seq DESC LIMIT 1) e"
     " WHERE r.status = 'RUNNING' AND r.requested = 'stop' AND coalesce(r.lease_expires_at < clock_timestamp(), true)"
     " LIMIT :most"
 )
@@ -114,10 +115,11 @@ class Reaper:
         """End the runs that were to stop and whose worker died before it obeyed; no other worker is needed for that."""
         async with self._sessions() as session:
             listed = (await session.execute(_TO_STOP, {"most": _MOST})).all()
-        for run_id, tenant_id, by in listed:
+        for run_id, tenant_id, by, reason, code in listed:
+            ending = runs.Stop(reason, code) if reason and code else None
             async with transaction(self._sessions, self._bell) as session:
                 with contextlib.suppress(Conflict):
-                    await runs.stop(session, run_id, by=by, tenant_id=tenant_id)
+                    await runs.stop(session, run_id, by=by or "somebody", ending=ending, tenant_id=tenant_id)
 
 
 async def locked(session: AsyncSession, run_id: UUID) -> ProjectRun:
@@ -140,7 +142,12 @@ async def _expire(session: AsyncSession, question_id: UUID, run_id: UUID) -> Non
     if takes_default:
         await go_on(session, run)
     else:
-        await runs.stop(session, run_id, by=f"expiry of the question {question.key}", tenant_id=run.tenant_id)
+        ending = runs.Stop(
+            f"Nobody answered the question {question.key} before it was due; fork the run to answer it.",
+            "question_expired",
+        )
+        by = f"expiry of the question {question.key}"
+        await runs.stop(session, run_id, by=by, ending=ending, tenant_id=run.tenant_id)
 
 
 async def go_on(session: AsyncSession, run: ProjectRun) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from decimal import Decimal
-from uuid import UUID
 
-from sqlalchemy import func, select, text, tuple_
+from sqlalchemy import String, bindparam, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from backend.adapters.db.tables import Budget, ModelCall, Project, ProjectRun
+from backend.adapters.db.engine import wake_after_commit
+from backend.adapters.db.tables import Budget, ProjectRun
 from backend.domain.budget import Limit
 from backend.domain.config import RunConfig
 from backend.errors import Fault, Invalid
@@ -33,6 +32,44 @@ _OPEN_MONTH = text(
     " WHERE t.id = :tenant AND t.monthly_budget_usd IS NOT NULL GROUP BY t.id, m.name"
     " ON CONFLICT DO NOTHING"
 )
+_SETTLE_LOST = text(
+    "WITH lost AS (SELECT c.id, coalesce(r.config_snapshot #>> ARRAY['models', 'providers', c.provider, 'kind'], '')"
+    " <> 'replay' AS billed FROM model_calls c JOIN project_runs r ON r.id = c.run_id"
+    " WHERE c.run_id = :run AND c.status = 'reserved' AND c.lease_epoch < r.lease_epoch),"
+    " settled AS (UPDATE model_calls c SET status = CASE WHEN l.billed THEN 'failed' ELSE 'released' END,"
+    " error = CASE WHEN l.billed THEN :lost ELSE :unsent END, settled_at = clock_timestamp(),"
+    " tokens_input = CASE WHEN l.billed THEN c.reserved_tokens ELSE 0 END,"
+    " cost_usd = CASE WHEN l.billed THEN c.reserved_usd ELSE 0 END FROM lost l WHERE c.id = l.id"
+    " RETURNING c.id, c.role, c.model, c.node, c.visit, c.created_at, l.billed, c.reserved_tokens, c.reserved_usd,"
+    " c.tokens_input, c.cost_usd),"
+    " sums AS (SELECT count(*) AS settled, count(*) FILTER (WHERE billed) AS billed,"
+    " sum(reserved_tokens) AS held_tokens, sum(reserved_usd) AS held_usd, sum(tokens_input) AS tokens,"
+    " sum(cost_usd) AS usd FROM settled),"
+    " booked AS (UPDATE project_runs r SET spent_tokens_input = r.spent_tokens_input + s.tokens,"
+    " spent_usd = r.spent_usd + s.usd, reserved_tokens = r.reserved_tokens - s.held_tokens,"
+    " reserved_usd = r.reserved_usd - s.held_usd, model_calls = r.model_calls + s.billed,"
+    " event_seq = r.event_seq + s.billed FROM sums s WHERE r.id = :run AND s.settled > 0"
+    " RETURNING r.id, r.tenant_id, r.project_id, r.correlation_id, r.event_seq),"
+    " counting AS (SELECT b.id AS budget, s.* FROM booked r CROSS JOIN settled s JOIN budgets b"
+    " ON (b.scope = 'run_role' AND b.owner_id = r.id AND b.name = s.role)"
+    " OR (b.scope = 'project' AND b.owner_id = r.project_id) OR (b.scope = 'tenant_month'"
+    " AND b.owner_id = r.tenant_id AND b.name = to_char(s.created_at AT TIME ZONE 'UTC', 'YYYY-MM'))),"
+    " beside AS (SELECT b.id FROM budgets b WHERE b.id IN (SELECT c.budget FROM counting c) ORDER BY b.id"
+    " FOR NO KEY UPDATE),"
+    " also_booked AS (UPDATE budgets b SET spent_tokens = b.spent_tokens + c.tokens, spent_usd = b.spent_usd + c.usd,"
+    " reserved_tokens = greatest(0, b.reserved_tokens - c.held_tokens),"
+    " reserved_usd = greatest(0, b.reserved_usd - c.held_usd) FROM (SELECT budget, sum(tokens_input) AS tokens,"
+    " sum(cost_usd) AS usd, sum(reserved_tokens) AS held_tokens, sum(reserved_usd) AS held_usd FROM counting"
+    " JOIN beside ON beside.id = counting.budget GROUP BY budget) c WHERE b.id = c.budget),"
+    " project_booked AS (UPDATE projects p SET spent_usd = p.spent_usd + s.usd FROM booked r, sums s"
+    " WHERE p.id = r.project_id AND s.usd <> 0),"
+    " logged AS (INSERT INTO events (tenant_id, project_id, run_id, seq, type, source, instance, correlation_id,"
+    " payload) SELECT r.tenant_id, r.project_id, r.id, r.event_seq - s.total + s.place, 'model.failed', 'engine',"
+    " :instance, r.correlation_id, jsonb_build_object('role', s.role, 'model', s.model, 'node', s.node,"
+    " 'visit', s.visit, 'error', :lost) FROM booked r, (SELECT *, row_number() OVER (ORDER BY created_at, id)"
+    " AS place, count(*) OVER () AS total FROM settled WHERE billed) s)"
+    " SELECT settled FROM sums"
+).bindparams(*(bindparam(name, type_=String) for name in ("lost", "unsent", "instance")))
 
 
 async def open_budgets(session: AsyncSession, run: ProjectRun, config: RunConfig) -> None:
@@ -63,65 +100,17 @@ async def raise_limit(session: AsyncSession, run: ProjectRun, limit: Limit, amou
     setattr(limited, f"limit_{limit.unit}", grown if limit.unit == "usd" else int(grown))
 
 
-async def settle_lost(session: AsyncSession, run: ProjectRun) -> Sequence[UUID]:
-    """Settle the reservations of earlier leases; the caller holds the run's row lock.
+async def settle_lost(session: AsyncSession, run: ProjectRun) -> int:
+    """Settle the reservations of earlier leases in one statement, and return how many there were.
 
-    A provider may have billed a call whose answer never came, so its ceiling is booked. A replayed call never left the
-    worker that died: its reservation is given back.
+    A provider may have billed a call whose answer never came, so its ceiling is booked, all of it as input, since the
+    quote's parts are not kept apart. A replayed call never left the worker that died: its reservation is given back.
+    The caller holds the run's row lock.
     """
-    lost = await session.scalars(
-        select(ModelCall).where(
-            ModelCall.run_id == run.id, ModelCall.status == "reserved", ModelCall.lease_epoch < run.lease_epoch
-        )
-    )
-    settled = list(lost)
-    for call in settled:
-        await _settle(session, run, call, billed=not _is_replayed(run, call))
-    return [call.id for call in settled]
-
-
-def _is_replayed(run: ProjectRun, call: ModelCall) -> bool:
-    provider = run.config_snapshot["models"]["providers"].get(call.provider, {})
-    return bool(provider.get("kind") == "replay")
-
-
-async def _settle(session: AsyncSession, run: ProjectRun, call: ModelCall, *, billed: bool) -> None:
-    held_tokens, held_usd = call.reserved_tokens, call.reserved_usd
-    tokens, usd = (held_tokens, held_usd) if billed else (0, Decimal(0))
-    call.status, call.error = ("failed", LOST) if billed else ("released", UNSENT)
-    call.settled_at = func.clock_timestamp()
-    # The quote's parts are not kept apart: the whole ceiling is booked as input.
-    call.tokens_input, call.cost_usd = tokens, usd
-    run.spent_tokens_input += tokens
-    run.spent_usd += usd
-    run.reserved_tokens -= held_tokens
-    run.reserved_usd -= held_usd
-    run.model_calls += int(billed)
-    for budget in await _budgets_of(session, run, call):
-        budget.spent_tokens += tokens
-        budget.spent_usd += usd
-        budget.reserved_tokens = max(0, budget.reserved_tokens - held_tokens)
-        budget.reserved_usd = max(budget.reserved_usd - held_usd, Decimal(0))
-    project = await session.get_one(Project, run.project_id)
-    project.spent_usd = Project.spent_usd + usd
-    if billed:
-        told = {"role": call.role, "model": call.model, "node": call.node, "visit": call.visit, "error": LOST}
-        events.record(session, run, "model.failed", told, source="engine")
     await session.flush()
-
-
-async def _budgets_of(session: AsyncSession, run: ProjectRun, call: ModelCall) -> Sequence[Budget]:
-    """The budgets beside the run's own that a call was reserved against, locked."""
-    month = call.created_at.strftime("%Y-%m")
-    scopes = (
-        ("run_role", run.id, call.role),
-        ("project", run.project_id, "all"),
-        ("tenant_month", run.tenant_id, month),
-    )
-    found = await session.scalars(
-        select(Budget)
-        .where(tuple_(Budget.scope, Budget.owner_id, Budget.name).in_(scopes))
-        .order_by(Budget.scope)
-        .with_for_update(key_share=True)
-    )
-    return found.all()
+    values = {"run": run.id, "lost": LOST, "unsent": UNSENT, "instance": events.instance()}
+    settled: int = (await session.execute(_SETTLE_LOST, values)).scalar_one()
+    if settled:
+        await session.refresh(run)
+        wake_after_commit(session, run.id)
+    return settled

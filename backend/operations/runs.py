@@ -53,6 +53,14 @@ class Limits:
     seconds: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """What a stopped run says of its end: a sentence, and why as a code."""
+
+    message: str
+    code: str = "stopped_by_person"
+
+
 async def get(
     session: AsyncSession, run_id: UUID, *, tenant_id: UUID = DEFAULT_TENANT, lock: bool = False
 ) -> ProjectRun:
@@ -238,25 +246,35 @@ async def resume(session: AsyncSession, run_id: UUID, *, by: str, tenant_id: UUI
     return await _changed(session, run, "run.resume_requested", by)
 
 
-async def stop(session: AsyncSession, run_id: UUID, *, by: str, tenant_id: UUID = DEFAULT_TENANT) -> ProjectRun:
+async def stop(
+    session: AsyncSession,
+    run_id: UUID,
+    *,
+    by: str,
+    ending: Stop | None = None,
+    tenant_id: UUID = DEFAULT_TENANT,
+) -> ProjectRun:
     """End a run: at once where no worker holds it, else the worker is asked and obeys within seconds.
 
-    Asking twice is the same as asking once, until the lease of a worker that does not obey is over. Raises `Conflict`
-    when the run has ended in another way.
+    `ending` is what the run says of its end; that `by` stopped it, where nothing is given. Asking twice is the same as
+    asking once, until the lease of a worker that does not obey is over. Raises `Conflict` when the run has ended in
+    another way.
     """
     run = await get(session, run_id, tenant_id=tenant_id, lock=True)
     if run.status == RunStatus.STOPPED_USER:
         return run
     _refuse_ended(run, "stopped")
+    said = ending or Stop(f"Stopped by {by}.")
+    told = {"code": said.code, "reason": said.message}
     if run.status == RunStatus.RUNNING:
         if not await _is_abandoned(session, run):
             if run.requested == Request.STOP:
                 return run
             run.requested = Request.STOP
-            return await _changed(session, run, "run.stop_requested", by)
+            return await _changed(session, run, "run.stop_requested", by, told)
         await _take_from_its_worker(session, run)
-    await _end_stopped(session, run, by)
-    return await _changed(session, run, "run.stopped_user", by)
+    await _end_stopped(session, run, said)
+    return await _changed(session, run, "run.stopped_user", by, told)
 
 
 async def retry(
@@ -364,11 +382,11 @@ async def _take_from_its_worker(session: AsyncSession, run: ProjectRun) -> None:
     await ledger.settle_lost(session, run)
 
 
-async def _end_stopped(session: AsyncSession, run: ProjectRun, by: str) -> None:
+async def _end_stopped(session: AsyncSession, run: ProjectRun, said: Stop) -> None:
     run.status = transition(MOVES, RunStatus(run.status), RunStatus.STOPPED_USER, what=f"Run {run.number}")
     run.requested = Request.NONE
-    run.stop_reason = "stopped_by_person"
-    run.error = f"Stopped by {by}."
+    run.stop_reason = said.code
+    run.error = said.message
     run.ended_at = func.clock_timestamp()
     await session.execute(
         update(Question)

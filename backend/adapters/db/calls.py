@@ -57,7 +57,10 @@ class Outcome:
 
 
 def reserve(fence: Fence, attempt: Attempt) -> tuple[str, list[Any]]:
-    """Hold the worst case and write the call down; the row says `call` (its id) or `breaches`."""
+    """Hold the worst case and write the call down; the row says `call` (its id) or `breaches`.
+
+    `money_counts`: whether a limit in USD, of whatever scope, counts the call.
+    """
     statement = _fenced(fence)
     worked = _WORKED.format(ttl=statement.arg(fence.lease_seconds, "double precision"))
     tokens = statement.arg(attempt.quote.tokens, "bigint")
@@ -79,6 +82,7 @@ def reserve(fence: Fence, attempt: Attempt) -> tuple[str, list[Any]]:
     statement.part("called", _insert_call(statement, fence, attempt, tokens=tokens, usd=usd, role=role))
     final = (
         "SELECT (SELECT count(*) FROM fence) AS fenced, (SELECT id FROM called) AS call,"
+        " EXISTS (SELECT FROM limits WHERE unit = 'usd' AND most IS NOT NULL) AS money_counts,"
         " (SELECT coalesce(jsonb_agg(to_jsonb(breach)), '[]') FROM breach) AS breaches"
     )
     return statement.text(final), statement.args

@@ -59,8 +59,8 @@ class Gateway:
             price_version=priced.version if priced is not None else "",
         )
 
-    async def admit(self, choice: Choice, config: RunConfig) -> None:
-        """Return once the provider's rate limit lets one more call through; may be cancelled at any time.
+    async def admit(self, choice: Choice, config: RunConfig, quote: Quote) -> None:
+        """Return once the provider's rate limits let a call of this size through; may be cancelled at any time.
 
         Raises `CallFailed` of kind `circuit_open` while the provider is left alone since it did not answer. Waited for
         before anything is reserved, so that a call that only waits holds nobody's budget.
@@ -70,7 +70,7 @@ class Gateway:
             if not self._loaded:
                 await asyncio.to_thread(chat_models.load)
                 self._loaded = True
-            await self._limits.wait(provider)
+            await self._limits.wait(provider, quote.tokens)
             self.circuits.admit(choice.provider, provider)
 
     async def send(

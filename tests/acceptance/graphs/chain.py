@@ -62,7 +62,11 @@ async def plan(state: State, runtime: Runtime[RunContext]) -> State:
     ]
     effects = [*tasks, effect.add_comment(Role.PM, CommentType.PLAN, said[0]), effect.report_progress(1, 6)]
     if "question" in state["brief"]:
-        effects.append(effect.ask_question("colour", QuestionKind.CLARIFICATION, "Which colour?", asked_by=Role.PM))
+        due = runtime.context.run.config.people.due_seconds
+        asked = effect.ask_question(
+            "colour", QuestionKind.CLARIFICATION, "Which colour?", asked_by=Role.PM, due_seconds=due
+        )
+        effects.append(asked)
     return {"round": 1, "said": {"plan": said[0]}, "effects": effects}
 
 

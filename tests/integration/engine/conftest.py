@@ -44,7 +44,7 @@ class ScriptedTransport:
     def quote(self, choice: Choice, request: ModelRequest, config: RunConfig) -> Quote:
         return self.quoted
 
-    async def admit(self, choice: Choice, config: RunConfig) -> None:
+    async def admit(self, choice: Choice, config: RunConfig, quote: Quote) -> None:
         self.waiting += 1
         await self.admitted.wait()
 

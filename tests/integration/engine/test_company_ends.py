@@ -34,7 +34,7 @@ class Spoken:
     def quote(self, choice: Choice, request: ModelRequest, config: RunConfig) -> Quote:
         return Quote(200, 100, Decimal("0.002"), "test")
 
-    async def admit(self, choice: Choice, config: RunConfig) -> None:
+    async def admit(self, choice: Choice, config: RunConfig, quote: Quote) -> None:
         return None
 
     async def send(

@@ -11,6 +11,7 @@ from sqlalchemy import select
 
 from backend.adapters.db.tables import ProjectRun, Question
 from backend.domain.model import CallFailed, Exchange, Position, Usage
+from backend.engine.reaper import Reaper
 from backend.operations import questions, runs
 from tests.integration.engine.conftest import Company, reply
 
@@ -200,7 +201,8 @@ async def test_a_stop_ends_a_node_that_hangs(company: Company) -> None:
     await company.until(lambda: len(company.transport.calls) == 2)
     await company.operate(runs.stop, run_id, by="ada")
     await driving
-    assert (await company.row(run_id))["status"] == "STOPPED_USER"
+    row = await company.row(run_id)
+    assert (row["status"], row["stop_reason"], row["error"]) == ("STOPPED_USER", "stopped_by_person", "Stopped by ada.")
     await company.check(run_id)
 
 
@@ -209,6 +211,42 @@ async def test_a_node_that_takes_too_long_fails_the_run(company: Company) -> Non
     await company.executor.execute(run_id)
     row = await company.row(run_id)
     assert (row["status"], row["stop_reason"]) == ("FAILED", "node_timeout")
+    assert row["error"] == "A node took longer than the 1 seconds that limits.node_seconds allows; retry the run."
+    await company.check(run_id)
+
+
+async def test_a_call_in_flight_when_the_node_takes_too_long_is_paid_once(company: Company) -> None:
+    run_id = await company.run(limits={"node_seconds": 1})
+    company.transport.gate.clear()
+    driving = asyncio.create_task(company.executor.execute(run_id))
+    await company.until(lambda: company.transport.calls)
+    await asyncio.sleep(1.2)  # the node's time is over
+    company.transport.gate.set()
+    await driving
+    assert (await company.row(run_id))["stop_reason"] == "node_timeout"
+    await company.check(run_id)
+    await company.operate(runs.retry, run_id, by="ada")
+    await company.executor.execute(run_id)
+    assert (await company.row(run_id))["status"] == "COMPLETED"
+    assert len(company.transport.calls) == 16
+    await company.check(run_id)
+
+
+async def test_a_wait_that_is_over_ends_the_run_and_says_that_nobody_answered(company: Company) -> None:
+    run_id = await company.run("Ask a question.", people={"may_ask": True, "due_seconds": 1})
+    await company.executor.execute(run_id)
+    assert (await company.row(run_id))["status"] == "WAITING"
+    reaper = Reaper(company.sessions, company.bell, every=1)
+    await reaper.reap()
+
+    async def over() -> bool:
+        await reaper.reap()
+        return (await company.row(run_id))["status"] != "WAITING"
+
+    await company.until(over)
+    row = await company.row(run_id)
+    assert (row["status"], row["stop_reason"]) == ("STOPPED_USER", "question_expired")
+    assert "Nobody answered the question colour before it was due" in row["error"]
     await company.check(run_id)
 
 
@@ -319,7 +357,8 @@ async def test_working_time_is_limited(company: Company) -> None:
     run_id = await company.run("hang", budget={"seconds": 1})
     await company.executor.execute(run_id)
     row = await company.row(run_id)
-    assert row["status"] == "STOPPED_BUDGET"
+    assert (row["status"], row["stop_reason"]) == ("STOPPED_BUDGET", "budget")
+    assert row["error"] == "The run has worked for its 1 seconds."
     assert row["spent_seconds"] >= 1
 
 

@@ -127,6 +127,40 @@ async def test_a_stream_that_is_cut_is_booked_as_any_cut_reply(over_http: Compan
     await over_http.check(run_id)
 
 
+@pytest.mark.parametrize(
+    ("budget", "price", "booked"),
+    [
+        ({"usd": "100"}, {"input": 1, "output": 2}, "ceiling"),
+        ({}, {"input": 1, "output": 2}, "estimated"),
+        ({"usd": "100"}, {"input": 0, "output": 0}, "estimated"),
+        ({"tokens": 1_000_000}, {"input": 1, "output": 2}, "estimated"),
+    ],
+    ids=["money is limited", "nothing is limited", "it costs nothing", "tokens are limited"],
+)
+async def test_a_reply_that_names_no_usage_never_understates_what_a_limit_in_usd_counts(
+    over_http: Company, budget: dict[str, Any], price: dict[str, Any], booked: str
+) -> None:
+    with OpenAIServer(lambda _body, headers: said(headers).unmetered()) as server:
+        settings = models(server)
+        settings["models"]["prices"] = {"gpt-4o": price}
+        run_id = await over_http.run(budget=budget, **settings)
+        await over_http.executor.execute(run_id)
+    row = await over_http.row(run_id)
+    assert row["status"] == "COMPLETED"
+    calls = await over_http.pool.fetch("SELECT * FROM model_calls WHERE run_id = $1", run_id)
+    for call in calls:
+        at_ceiling = (call["tokens_input"] + call["tokens_output"], call["cost_usd"]) == (
+            call["reserved_tokens"],
+            call["reserved_usd"],
+        )
+        assert at_ceiling == (booked == "ceiling")
+    told = await over_http.pool.fetch(
+        "SELECT DISTINCT payload ->> 'usage' AS said FROM events WHERE run_id = $1 AND type = 'model.called'", run_id
+    )
+    assert [row["said"] for row in told] == [booked]
+    await over_http.check(run_id)
+
+
 async def test_an_endpoint_that_fails_in_every_way_once_costs_time_and_loses_nothing(over_http: Company) -> None:
     tried: dict[Any, int] = {}
 

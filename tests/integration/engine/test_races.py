@@ -254,3 +254,37 @@ async def test_a_run_that_is_lost_twice_is_rung_for_twice_at_once(company: Compa
         await reaper.reap()
         await reaper.reap()
         assert company.bell.rung.count(run_id) == epoch
+
+
+REPLAYED = {"models": {"provider": "tape", "providers": {"tape": {"kind": "replay", "recording": "any"}}}}
+
+
+@pytest.mark.parametrize(("settings", "billed"), [({}, 20), (REPLAYED, 0)], ids=["sent", "replayed"])
+async def test_calls_of_a_worker_that_died_are_settled_at_once_against_every_limit(
+    company: Company, settings: dict[str, Any], billed: int
+) -> None:
+    run_id = await company.run(**settings)
+    for scope, name in (("run_role", "lead"), ("project", "all"), ("tenant_month", None)):
+        await _limit(company, run_id, scope, name, "tokens", 100_000)
+    books = await _books(company, run_id)
+    company.transport.gate.clear()
+    asking = [asyncio.create_task(_ask(books, number)) for number in range(20)]
+    await company.until(lambda: len(company.transport.calls) == 20)
+    await company.pool.execute("UPDATE project_runs SET lease_expires_at = clock_timestamp() - interval '1s'")
+    assert await _books(company, run_id) is not None  # another worker claims the run
+    row = await company.row(run_id)
+    assert (row["spent_tokens_input"], row["reserved_tokens"], row["model_calls"]) == (billed * 300, 0, billed)
+    assert row["spent_usd"] == billed * Decimal("0.002")
+    statuses = await company.pool.fetchval("SELECT array_agg(DISTINCT status) FROM model_calls")
+    assert statuses == ["failed" if billed else "released"]
+    kept = await company.pool.fetch("SELECT scope, spent_tokens, spent_usd, reserved_tokens FROM budgets")
+    assert {tuple(row)[1:] for row in kept} == {(billed * 300, billed * Decimal("0.002"), 0)}
+    assert len(kept) == 3
+    told = await company.pool.fetchval("SELECT count(*) FROM events WHERE type = 'model.failed'")
+    numbers = await company.pool.fetch("SELECT seq FROM events WHERE run_id = $1 ORDER BY seq", run_id)
+    assert (told, [one[0] for one in numbers]) == (billed, list(range(1, row["event_seq"] + 1)))
+    assert await company.pool.fetchval("SELECT spent_usd FROM projects") == row["spent_usd"]
+    assert await company.pool.fetch("SELECT * FROM v_ledger_check") == []
+    for one in asking:
+        one.cancel()
+    await asyncio.wait(asking)

@@ -286,11 +286,12 @@ async def test_a_provider_that_does_not_answer_is_left_alone_and_a_refusal_is_an
     with OpenAIServer([*broken, error(400), *broken, error(500)]) as server:
         config = caller.config(server)
         choice = choices(config, ModelRequest(Role.PM, ()))[0]
+        quote = caller.gateway.quote(choice, ModelRequest(Role.PM, ()), config)
         for _ in range(2 * FAILURES):
-            await caller.gateway.admit(choice, config)
+            await caller.gateway.admit(choice, config, quote)
             await caller.failure(config)
         with pytest.raises(CallFailed, match="left alone") as caught:
-            await caller.gateway.admit(choice, config)
+            await caller.gateway.admit(choice, config, quote)
         assert len(server.requests) == 2 * FAILURES
     assert (caught.value.kind, caught.value.retryable, caught.value.billed) == ("circuit_open", True, None)
     assert f'company_provider_circuit_open{{provider="127.0.0.1:{server.port}"}} 1.0' in metrics.snapshot()

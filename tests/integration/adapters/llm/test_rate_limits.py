@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Coroutine
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
@@ -28,6 +29,14 @@ async def through(*waiting: Coroutine[Any, Any, None], expected: int) -> int:
     return len(passed)
 
 
+async def passes(limits: ProviderLimits, endpoint: ProviderConfig, tokens: int, *, patience: float) -> bool:
+    try:
+        await asyncio.wait_for(limits.wait(endpoint, tokens), patience)
+    except TimeoutError:
+        return False
+    return True
+
+
 async def test_without_a_limit_nobody_waits() -> None:
     limits = ProviderLimits(None)
     free = ProviderConfig(base_url="http://x")
@@ -40,6 +49,25 @@ async def test_processes_count_together_in_redis(redis_url: str) -> None:
     assert await through(*waiting, expected=3) == 3
     await first.close()
     await second.close()
+
+
+@pytest.mark.parametrize("shared", [True, False], ids=["in Redis", "in the process"])
+@pytest.mark.parametrize(("most", "sizes", "passing"), [
+    (1_000, [400, 400, 201, 200, 1], [True, True, False, True, False]),
+    (2_000_000, [999_999, 1_000_000, 4_000, 1], [True, True, False, False]),
+    (1_000, [5_000, 1], [True, False]),
+], ids=["small", "large", "larger than a minute"])  # fmt: skip
+async def test_tokens_a_minute_are_never_passed(
+    redis_url: str, shared: bool, most: int, sizes: list[int], passing: list[bool]
+) -> None:
+    endpoint = ProviderConfig(base_url=f"http://127.0.0.1:9/{uuid4()}", tokens_per_minute=most)
+    first = ProviderLimits(redis_url if shared else None)
+    limits = [first, ProviderLimits(redis_url) if shared else first]
+    for number, (size, passes_now) in enumerate(zip(sizes, passing, strict=True)):
+        # Who is expected has all the time that a busy machine needs.
+        assert await passes(limits[number % 2], endpoint, size, patience=30 if passes_now else 0.2) is passes_now
+    for one in set(limits):
+        await one.close()
 
 
 async def test_accounts_are_counted_apart(redis_url: str) -> None:
