@@ -9,6 +9,7 @@ import asyncio
 import statistics
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
 from typing import Any
 from uuid import UUID
 
@@ -22,7 +23,10 @@ from backend.engine.reaper import Reaper
 from backend.operations import pages, projects, runs
 from backend.settings import Settings
 from benchmarks.rig import place, told
+from benchmarks.rig.place import Servers
 from benchmarks.rig.work import load
+
+WARM = 5
 
 STORE = (
     "WITH p AS (INSERT INTO projects (name, brief, status, template_slug, template_version)"
@@ -90,24 +94,32 @@ class Steps:
             return await runs.page(session, pages.PageRequest(limit=50))
 
 
-async def bench(settings: Settings, counts: list[int], times: int) -> dict[int, dict[str, float]]:
-    assert settings.database_url is not None
-    url = settings.database_url.get_secret_value()
-    await prepare(settings)
-    database, engine = await asyncpg.connect(url, command_timeout=1800), connect(url)
-    steps, stored, found = Steps(sessions_of(engine)), 0, {}
-    await steps.project()
-    for count in counts:
-        await database.execute(STORE, count - stored)
-        await database.execute("VACUUM ANALYZE")
-        stored = count
-        for _ in range(5):
-            await steps.once()
-        samples = [await steps.once() for _ in range(times)]
-        found[count] = {name: statistics.median(one[name] for one in samples) for name in samples[0]}
+async def fill(place: Servers, url: str, count: int) -> None:
+    """Migrate a database and store so many runs in it."""
+    await prepare(Settings(home=place.home, database_url=url, redis_url=place.redis_url))  # type: ignore[arg-type]  # read as from the environment
+    database = await asyncpg.connect(url, command_timeout=1800)
+    await database.execute(STORE, count)
+    await database.execute("VACUUM ANALYZE")
     await database.close()
-    await engine.dispose()
-    return found
+
+
+async def bench(place: Servers, urls: dict[int, str], times: int) -> dict[int, dict[str, float]]:
+    """A database for each number of runs; each step takes its turn in all of them."""
+    engines = {count: connect(url, pool_size=2) for count, url in urls.items()}
+    steps = {count: Steps(sessions_of(engine)) for count, engine in engines.items()}
+    for count, url in urls.items():
+        await fill(place, url, count)
+        await steps[count].project()
+    samples: dict[int, list[dict[str, float]]] = {count: [] for count in urls}
+    for number in range(times + WARM):
+        for count in urls if number % 2 else reversed(urls):
+            samples[count].append(await steps[count].once())
+    for engine in engines.values():
+        await engine.dispose()
+    return {
+        count: {name: statistics.median(one[name] for one in found[WARM:]) for name in found[0]}
+        for count, found in samples.items()
+    }
 
 
 def main() -> None:
@@ -115,9 +127,9 @@ def main() -> None:
     options.add_argument("--stored", type=int, nargs="*", default=[10, 1_000, 100_000])
     options.add_argument("--times", type=int, default=40, help="of each step")
     asked = options.parse_args()
-    with place.servers() as servers, servers.database() as url:
-        settings = Settings(home=servers.home, database_url=url, redis_url=servers.redis_url)  # type: ignore[arg-type]  # read as from the environment
-        found = asyncio.run(bench(settings, sorted(asked.stored), asked.times))
+    with place.servers() as servers, ExitStack() as held:
+        urls = {count: held.enter_context(servers.database()) for count in sorted(asked.stored)}
+        found = asyncio.run(bench(servers, urls, asked.times))
     few, most = min(found), max(found)
     told.tell(
         "What stored runs cost",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Annotated, Any, TypedDict
 
 from langgraph.channels import EphemeralValue
@@ -46,7 +47,8 @@ def build() -> StateGraph[Any]:
 
         async def node(state: Any, runtime: Runtime[RunContext], number: int = number) -> Any:
             asks = "question" in state["brief"]
-            said = "go on" if asks else await _said(runtime.context, number)
+            # When the node began, for whoever measures how long it took to come here.
+            said = repr(time.time()) if asks else await _said(runtime.context, number)
             effects = [
                 effect.add_comment(Role.DEVELOPER, CommentType.PROGRESS, said),
                 effect.report_progress(number, NODES),

@@ -161,7 +161,7 @@ async def test_what_runs_leave_behind_is_bounded(company: Company, tmp_path: Pat
         for table in tables
     }
     per_run = {table: int(size) // runs for table, size in sizes.items()}
-    numbers.report("growth", runs=runs, bytes_per_run=sum(per_run.values()), **per_run)
+    print(f"\nWhat {runs} runs leave behind, in bytes a run: {sum(per_run.values()):,} {per_run}")
     assert sum(per_run.values()) < PER_RUN
     assert await counts(company, "checkpoints") == [runs]
     assert list(tmp_path.glob("worktrees/*")) == []
