@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from alembic import op
 
-revision = "0003_f"
+revision = "0003"
 down_revision = "0002"
 branch_labels = None
 depends_on = None

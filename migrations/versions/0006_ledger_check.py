@@ -7,8 +7,8 @@ from pathlib import Path
 
 from alembic import op
 
-revision = "0004_g3"
-down_revision = "0004_g2"
+revision = "0006"
+down_revision = "0005"
 branch_labels = None
 depends_on = None
 
@@ -21,7 +21,7 @@ COMMENTS = {
 
 def upgrade() -> None:
     """Compare the sums of projects and months with what their budgets have booked."""
-    op.execute((SQL / "0004_g3_ledger_check.sql").read_text("utf-8"))
+    op.execute((SQL / "0006_ledger_check.sql").read_text("utf-8"))
     _comment(0)
 
 

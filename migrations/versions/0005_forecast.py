@@ -7,8 +7,8 @@ from pathlib import Path
 
 from alembic import op
 
-revision = "0004_g2"
-down_revision = "0004_g"
+revision = "0005"
+down_revision = "0004"
 branch_labels = None
 depends_on = None
 
@@ -18,7 +18,7 @@ COLUMN = "What it will have spent when it is done, as ranges, and how they are c
 
 def upgrade() -> None:
     """Make the function, and show what it says at the end of the overview."""
-    body, comment = (SQL / "0004_g2_forecast.sql").read_text("utf-8").split("$$;\n")
+    body, comment = (SQL / "0005_forecast.sql").read_text("utf-8").split("$$;\n")
     op.execute(f"{body}$$")
     op.execute(comment)
     made = _overview()[0].replace("CREATE VIEW", "CREATE OR REPLACE VIEW")
