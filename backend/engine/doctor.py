@@ -46,7 +46,7 @@ async def examine_rows(settings: Settings) -> list[Check]:
     url = found.database_url if found else settings.database_url and settings.database_url.get_secret_value()
     if not url:
         return [Check("invariants", "fail", "No database runs to look at.", "Run `company up`, or set DATABASE_URL.")]
-    engine = connect(url, pool_size=1)
+    engine = connect(url, pool_size=1, answer=None)
     try:
         async with asyncio.timeout(DEEP_SECONDS), sessions_of(engine)() as session:
             return [_told(checked) for checked in await invariants.check(session)]

@@ -12,7 +12,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 
-from backend.adapters.db.pool import PATIENCE, limits
+from backend.adapters.db.pool import ANSWER, CONNECT, PATIENCE, limits
 from backend.domain.ports import Bell
 
 Sessions = async_sessionmaker[AsyncSession]
@@ -26,17 +26,18 @@ def asyncpg_url(url: str) -> URL:
     return make_url(url.replace("postgres://", "postgresql://", 1)).set(drivername="postgresql+asyncpg")
 
 
-def connect(url: str, *, pool_size: int = 10, patience: float = PATIENCE) -> AsyncEngine:
+def connect(url: str, *, pool_size: int = 10, patience: float = PATIENCE, answer: float | None = ANSWER) -> AsyncEngine:
     """Make the engine of this process; connections are opened when they are first needed.
 
-    A transaction in which this process falls silent for `patience` seconds is rolled back by the server.
+    A transaction in which this process falls silent for `patience` seconds is rolled back by the server; a server that
+    does not answer a statement is given up after `answer` seconds (None: never).
     """
     engine = create_async_engine(
         asyncpg_url(url),
         pool_size=pool_size,
         max_overflow=pool_size,
         pool_recycle=1800,
-        connect_args={"server_settings": limits(patience)},
+        connect_args={"server_settings": limits(patience), "command_timeout": answer, "timeout": CONNECT},
     )
     event.listen(engine.sync_engine, "checkout", _refuse_closed)
     return engine

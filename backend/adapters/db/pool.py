@@ -9,6 +9,11 @@ from sqlalchemy.engine import make_url
 
 PATIENCE = 15.0
 """Seconds of silence in an open transaction after which the server takes a process for frozen or cut off."""
+ANSWER = 10.0
+"""Seconds after which a statement without an answer counts as lost, and its connection with it: a network that swallows
+what is sent must hold nobody for longer."""
+CONNECT = 5.0
+"""Seconds that a new connection may take."""
 Pool = asyncpg.Pool
 Connection = asyncpg.Connection
 
@@ -37,7 +42,7 @@ def limits(patience: float) -> dict[str, str]:
     return {"idle_in_transaction_session_timeout": str(silence), "transaction_timeout": str(4 * silence)}
 
 
-async def open_pool(url: str, *, size: int = 10, command_timeout: float = 60.0, patience: float = PATIENCE) -> Any:
+async def open_pool(url: str, *, size: int = 10, command_timeout: float = ANSWER, patience: float = PATIENCE) -> Any:
     """Open the pool; the caller closes it. Statements stay prepared, and their generic plans are used at once.
 
     A transaction in which this process falls silent for `patience` seconds is rolled back by the server.
@@ -47,7 +52,7 @@ async def open_pool(url: str, *, size: int = 10, command_timeout: float = 60.0, 
         min_size=1,
         max_size=size,
         command_timeout=command_timeout,
-        timeout=10.0,
+        timeout=CONNECT,
         max_inactive_connection_lifetime=300.0,
         statement_cache_size=512,
         max_cached_statement_lifetime=0,

@@ -1,10 +1,15 @@
-"""How many faults each case injects: the numbers that are promised with COMPANY_TEST_CHAOS=full, else a tenth."""
+"""How many faults each case injects: the numbers that are promised with COMPANY_TEST_CHAOS=full, else a tenth.
+
+Another share may be named, as `COMPANY_TEST_CHAOS=0.02`, to work on a case.
+"""
 
 from __future__ import annotations
 
 import os
 
-FULL = os.environ.get("COMPANY_TEST_CHAOS") == "full"
+_NAMED = os.environ.get("COMPANY_TEST_CHAOS", "0.1")
+FULL = _NAMED == "full"
+SHARE = 1.0 if FULL else float(_NAMED)
 PROPERTY = "fault"
 """The name under which a test's report carries its lines of the table, from any xdist process to the terminal."""
 _told: list[list[tuple[str, object]]] = []
@@ -12,7 +17,7 @@ _told: list[list[tuple[str, object]]] = []
 
 def of(promised: int) -> int:
     """How many to inject now."""
-    return promised if FULL else max(1, promised // 10)
+    return max(1, round(promised * SHARE))
 
 
 def collect_into(properties: list[tuple[str, object]]) -> None:
@@ -25,5 +30,5 @@ def report(case: str, faults: int, of_promised: int, what: str, **counts: object
     told = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items())
     for properties in _told:
         properties.append((PROPERTY, [case, f"{faults} {what}", told]))
-    print(f"\n{case}: {faults} {what}, {told} ({'full' if FULL else 'a tenth'})")
+    print(f"\n{case}: {faults} {what}, {told} ({SHARE:.0%})")
     assert faults >= of_promised, f"{case}: {faults} {what} were injected, {of_promised} are promised"

@@ -22,8 +22,8 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     lines = _lines(report for reports in terminalreporter.stats.values() for report in reports)
     if not lines:
         return
-    share = "the full numbers" if numbers.FULL else "a tenth of the promised numbers; all with COMPANY_TEST_CHAOS=full"
-    terminalreporter.section(f"faults injected: {share}")
+    rest = "" if numbers.FULL else "; all of them with COMPANY_TEST_CHAOS=full"
+    terminalreporter.section(f"faults injected: {numbers.SHARE:.0%} of the promised numbers{rest}")
     wide = [max(len(line[column]) for line in lines) for column in (0, 1)]
     for case, faults, counts in lines:
         terminalreporter.write_line(f"{case:<{wide[0]}}  {faults:>{wide[1]}}  {counts}")

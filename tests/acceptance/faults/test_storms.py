@@ -1,22 +1,33 @@
-"""Many faults at once: kills, rolling restarts and people who all steer the same runs."""
+"""Many faults at once: kills of workers whose clocks are off, counted to the request, and rolling restarts."""
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import random
 import signal
 from collections import Counter
-from uuid import UUID
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
 
-from backend.adapters.db.engine import transaction
-from backend.errors import Conflict
-from backend.operations import runs
+import pytest
+
+from backend.adapters.db.engine import Sessions
+from backend.domain.config import RunConfig
+from backend.operations import costs
+from backend.operations.ledger import LOST
 from tests.acceptance.faults import numbers
 from tests.acceptance.faults.conftest import Crew
 from tests.acceptance.faults.nursery import Nursery
 from tests.acceptance.faults.test_crashes import CALLS
-from tests.integration.engine.conftest import RecordingBell
+from tests.openai_server import Reply, json_body, position_of
+from tests.openai_server.replies import completion
 
 WORKERS = 4
 
@@ -35,35 +46,166 @@ async def _never_idle(crew: Crew) -> list[UUID]:
     return [await crew.run() for _ in range(3)] if open_runs[0][0] < 6 else []
 
 
-async def test_a_storm_of_kills_loses_and_repeats_nothing(crew: Crew, nursery: Nursery) -> None:
-    wanted, most = numbers.of(1000), numbers.of(200)
+class Counting(Crew):
+    """A crew whose model endpoint numbers its answers and knows for which run each was asked.
+
+    The number travels in the model's name, as providers name the exact version that answered: the journal keeps it.
+    """
+
+    def __init__(self, *args: Any, **named: Any) -> None:
+        super().__init__(*args, **named)
+        self.served: list[Place] = []
+
+    def config(self, **changes: Any) -> RunConfig:
+        config = super().config(**changes)
+        address = f"http://127.0.0.1:{self.server.port}/{uuid4().hex}/v1"
+        config.models.providers["loopback"] = config.models.providers["loopback"].model_copy(
+            update={"base_url": address}
+        )
+        return config
+
+    def _answer(self, request: dict[str, Any]) -> Reply:
+        reply, received = super()._answer(request), self.server.requests[-1]
+        said = position_of(received.headers)
+        assert said is not None
+        self.served.append((received.path.split("/")[1], said[1], said[3], said[4]))
+        body = completion(reply, f"scripted-{len(self.served)}")
+        return json_body(body).after(reply.delay)
+
+    async def counted(self) -> Counted:
+        """Compare every request that came in with what the journal says; raises where one was made again."""
+        rows = await self.query(_JOURNAL)
+        done: dict[Place, int] = {}
+        lost: Counter[Place] = Counter()
+        for *place, status, model, error in rows:
+            where: Place = tuple(place)  # type: ignore[assignment]  # four columns
+            if status == "done":
+                assert where not in done, f"{where} has two answers"
+                done[where] = int(model.rpartition("-")[2])
+            else:
+                assert (status, error) == ("failed", LOST)
+                lost[where] += 1
+        asked: dict[Place, list[int]] = {}
+        for number, where in enumerate(self.served, 1):
+            asked.setdefault(where, []).append(number)
+        for where, listed in asked.items():
+            assert listed[-1] == done[where], f"{where} was asked again after its answer was booked"
+            assert len(listed) <= 1 + lost[where], f"{where} was asked again without a kill"
+        assert set(asked) == set(done)
+        cut = sum(len(listed) - 1 for listed in asked.values())
+        assert len(self.served) == len(done) + cut
+        return Counted(len(self.served), len(done), cut, lost.total() - cut)
+
+
+Place = tuple[str, str, int, int]
+"""The run's address, node, visit, ordinal."""
+_JOURNAL = (
+    "SELECT split_part(r.config_snapshot #>> '{models,providers,loopback,base_url}', '/', 4), c.node, c.visit,"
+    " c.ordinal, c.status, c.response ->> 'model', c.error FROM model_calls c JOIN project_runs r ON r.id = c.run_id"
+    " ORDER BY c.run_id, c.node, c.visit, c.ordinal, c.attempt"
+)
+
+
+@dataclass(frozen=True)
+class Counted:
+    """Requests = settled + cut; `unsent` calls were reserved when their worker died, and never asked."""
+
+    requests: int
+    settled: int
+    cut: int
+    unsent: int
+
+
+@pytest.fixture
+def counting(
+    tmp_path: Path, database_url: str, redis_url: str, sessions: Sessions, make_run: Any
+) -> Iterator[Counting]:
+    made = Counting(tmp_path, database_url, redis_url, sessions, make_run)
+    with made.server:
+        yield made
+        made.stop()
+
+
+CLOCKS = ("3600", "-3600", "0")
+_UUID_EPOCH = 0x01B21DD213814000
+_CHECKPOINTS = "SELECT checkpoint_id, extract(epoch FROM created_at)::float FROM checkpoints"
+_INSTANTS = (
+    "SELECT t, c, extract(epoch FROM min(i) - $1)::float, extract(epoch FROM max(i) - clock_timestamp())::float FROM ("
+    " SELECT 'events' AS t, 'occurred_at' AS c, occurred_at AS i FROM events"
+    " UNION ALL SELECT 'model_calls', 'settled_at', settled_at FROM model_calls"
+    " UNION ALL SELECT 'checkpoints', 'created_at', created_at FROM checkpoints"
+    " UNION ALL SELECT 'task_comments', 'created_at', created_at FROM task_comments"
+    " UNION ALL SELECT 'project_runs', 'ended_at', ended_at FROM project_runs) AS told GROUP BY 1, 2"
+)
+
+
+def _written_at(checkpoint_id: UUID) -> float:
+    """The instant in an id of LangGraph (a UUID of version 6), by the clock of the worker that made it."""
+    value = checkpoint_id.int
+    ticks = (value >> 96) << 28 | (value >> 80 & 0xFFFF) << 12 | value >> 64 & 0xFFF
+    return (ticks - _UUID_EPOCH) / 10_000_000
+
+
+async def test_a_storm_of_kills_of_workers_whose_clocks_are_off_loses_and_repeats_nothing(
+    counting: Counting, nursery: Nursery
+) -> None:
+    crew, wanted, most = counting, numbers.of(1000), numbers.of(200)
+    began = (await crew.query("SELECT clock_timestamp()"))[0][0]
     made: list[UUID] = []
-    killed, hit, chance = 0, 0, random.Random(7)
+    killed, hit, chance, clocks = 0, 0, random.Random(7), itertools.cycle(CLOCKS)
+
+    def start() -> None:
+        nursery.start(crew.environment | {"NURSERY_CLOCK_SECONDS": next(clocks)})
+
     for _ in range(WORKERS):
-        nursery.start(crew.environment)
+        start()
     while killed < wanted:
         made += await _never_idle(crew)
         await asyncio.sleep(chance.uniform(0.05, 0.3))
-        busy = [pid for pid in nursery.alive if pid in await _busy(crew)]
+        holding = await _busy(crew)
+        busy = [pid for pid in nursery.alive if pid in holding]
         # Every other kill may hit anybody, a worker that is just starting as well.
         if not busy and killed % 2:
             continue
         hit += bool(busy)
         nursery.kill(chance.choice(busy or nursery.alive))
-        nursery.start(crew.environment)
+        start()
         killed += 1
     made += [await crew.run() for _ in range(max(0, most - len(made)))]
     await crew.ended(*made, seconds=240)
-    numbers.report("kill storm", killed, wanted, "kills", of_busy_workers=hit, runs=len(made))
-    assert killed >= wanted
-    assert hit >= wanted // 2
-    assert len(made) >= most
     assert set(await crew.query("SELECT status FROM project_runs")) == {("COMPLETED",)}, crew.log()
     await crew.check()
-    again = await crew.query("SELECT count(*) FROM model_calls WHERE status = 'failed'")
-    assert sum(crew.asked.values()) <= CALLS * len(made) + again[0][0]
+    counts = {"of busy workers": hit, "runs": len(made), "calls cut": (await crew.counted()).cut}
+    numbers.report("kill storm", killed, wanted, "kills", **counts)
+    assert hit >= wanted // 2
+    assert len(made) >= most
     stories = [await crew.story(run_id) for run_id in made]
     assert all(story == stories[0] for story in stories)
+    await _report_counts(crew, made, killed)
+    await _report_clocks(crew, began, wanted)
+
+
+async def _report_counts(crew: Counting, made: list[UUID], killed: int) -> None:
+    counted = await crew.counted()
+    async with crew.sessions() as session:
+        saved = [await costs.saved(session, run_id) for run_id in made]
+    told = {"settled": counted.settled, "cut by a kill": counted.cut, "reserved and never sent": counted.unsent}
+    told["calls saved by the journal"] = calls = sum(one["calls"] for one in saved)
+    told["tokens saved"], told["USD saved"] = sum(one["tokens"] for one in saved), sum(Decimal(o["usd"]) for o in saved)
+    numbers.report("exact counting", counted.requests, CALLS * len(made), "requests", **told)
+    assert counted.settled == CALLS * len(made)
+    assert calls <= counted.settled
+    assert calls > 0 or killed < 100, f"{killed} kills, and the journal saved nothing"
+
+
+async def _report_clocks(crew: Crew, began: datetime, wanted: int) -> None:
+    off = [_written_at(found) - at for found, at in await crew.query(_CHECKPOINTS)]
+    fast, slow = sum(seconds > 1800 for seconds in off), sum(seconds < -1800 for seconds in off)
+    numbers.report("clock off by an hour", fast + slow, 2, "checkpoints", an_hour_fast=fast, an_hour_slow=slow)
+    assert fast > 0
+    assert slow > 0
+    for table, column, first, last in await crew.query(_INSTANTS, began):
+        assert first >= 0 and last <= 0, f"{table}.{column} follows a worker's clock: {first}, {last}"
 
 
 async def test_a_rolling_restart_repeats_nothing(crew: Crew, nursery: Nursery) -> None:
@@ -88,37 +230,4 @@ async def test_a_rolling_restart_repeats_nothing(crew: Crew, nursery: Nursery) -
     assert set(await crew.query("SELECT status FROM project_runs")) == {("COMPLETED",)}, crew.log()
     assert sum(crew.asked.values()) == CALLS * len(made)
     assert await crew.query("SELECT 1 FROM model_calls WHERE status <> 'done'") == []
-    await crew.check()
-
-
-async def test_people_who_steer_at_once_make_no_illegal_move(crew: Crew, nursery: Nursery) -> None:
-    for _ in range(2):
-        nursery.start(crew.environment)
-    bell, told, chance = RecordingBell(), Counter[str](), random.Random(3)
-    made = [await crew.run() for _ in range(numbers.of(50))]
-    gate = asyncio.Semaphore(12)
-
-    async def steer(run_id: UUID, verb: str) -> None:
-        async with gate:
-            try:
-                async with transaction(crew.sessions, bell) as session:
-                    await getattr(runs, verb)(session, run_id, by="ada")
-                told["done"] += 1
-            except Conflict:
-                told["refused"] += 1
-
-    verbs = [(run_id, chance.choice(("pause", "resume", "stop", "retry"))) for run_id in made for _ in range(200)]
-    chance.shuffle(verbs)
-    await asyncio.gather(*(steer(*verb) for verb in verbs))
-    raced, told = told, Counter[str]()
-    for run_id in made:
-        await steer(run_id, "resume")
-        await steer(run_id, "retry")
-    await crew.ended(*made)
-    counts = {"obeyed": raced["done"], "refused": raced["refused"], "runs": len(made)}
-    numbers.report("control races", len(verbs), 200 * numbers.of(50), "calls", **counts, retried_after=told["done"])
-    assert sum(raced.values()) == len(verbs)
-    assert sum(told.values()) == 2 * len(made)
-    ends = set(await crew.query("SELECT status FROM project_runs"))
-    assert ends <= {("COMPLETED",), ("STOPPED_USER",)}, crew.log()
     await crew.check()

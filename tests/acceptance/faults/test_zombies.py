@@ -29,7 +29,8 @@ SILENT = (
 
 async def _freeze_some(crew: Crew, nursery: Nursery, chance: random.Random) -> tuple[list[int], int]:
     """Freeze some workers, those first that hold a run; returns who, and how many of them hold one."""
-    busy = [pid for pid in nursery.alive if pid in await _busy(crew)]
+    holding = await _busy(crew)
+    busy = [pid for pid in nursery.alive if pid in holding]
     rest = [pid for pid in nursery.alive if pid not in busy]
     victims = (chance.sample(busy, min(TOGETHER, len(busy))) + chance.sample(rest, len(rest)))[:TOGETHER]
     for pid in victims:
