@@ -437,8 +437,9 @@ class Slice:
                 return visit.node, visit.number
         return "", 0
 
-    async def _end(self, end: _End, **more: Any) -> None:
-        await claims.end(*self._who(), end.status, code=end.code, message=end.message, **more, **self._ttl())
+    async def _end(self, end: _End, *, told: claims.Told = (), distrusted: tuple[str, int] | None = None) -> None:
+        said = {"code": end.code, "message": end.message}
+        await claims.end(*self._who(), end.status, **said, told=told, distrusted=distrusted, **self._ttl())
         await self._finish(end.status)
 
     async def _finish(self, status: RunStatus) -> None:

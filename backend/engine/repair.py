@@ -63,7 +63,7 @@ async def _release_reservations(session: AsyncSession, run_id: UUID) -> str | No
         run.lease_epoch += 1
         await session.flush()
     settled = await ledger.settle_lost(session, run)
-    return f"{len(settled)} calls in flight booked or given back" if settled else None
+    return f"{settled} calls in flight booked or given back" if settled else None
 
 
 _TOTALS = text(

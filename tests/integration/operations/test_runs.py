@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable, Sequence
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 from uuid import uuid4
@@ -166,7 +167,8 @@ async def test_a_run_that_nobody_holds_is_stopped_at_once(session: AsyncSession,
 async def test_a_run_that_a_worker_holds_is_asked_to_stop_and_no_longer_pauses(
     session: AsyncSession, make_run: Make
 ) -> None:
-    run = await make_run(session, status="RUNNING", requested="pause")
+    lease = {"lease_owner": "w", "lease_expires_at": datetime.now(UTC) + timedelta(hours=1)}
+    run = await make_run(session, status="RUNNING", requested="pause", **lease)
     await runs.stop(session, run.id, by="ada")
     assert (run.status, run.requested) == ("RUNNING", "stop")
     for verb in (runs.pause, runs.resume):
