@@ -438,8 +438,15 @@ class Slice:
         return "", 0
 
     async def _end(self, end: _End, *, told: claims.Told = (), distrusted: tuple[str, int] | None = None) -> None:
-        said = {"code": end.code, "message": end.message}
-        await claims.end(*self._who(), end.status, **said, told=told, distrusted=distrusted, **self._ttl())
+        await claims.end(
+            *self._who(),
+            end.status,
+            code=end.code,
+            message=end.message,
+            told=told,
+            distrusted=distrusted,
+            **self._ttl(),
+        )
         await self._finish(end.status)
 
     async def _finish(self, status: RunStatus) -> None:
