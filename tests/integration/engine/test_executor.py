@@ -146,7 +146,7 @@ async def test_a_worker_that_leaves_does_not_wait_for_the_node_of_a_paused_run(c
     company.executor.hold_all("shutdown")
     await driving
     assert (await company.row(run_id))["lease_owner"] is None
-    await company.executor.execute(run_id)
+    await company.worker("another").execute(run_id)
     assert (await company.row(run_id))["status"] == "PAUSED"
     await company.check(run_id)
 
