@@ -30,7 +30,6 @@ from backend.api import (
 )
 from backend.api.installation import Installation
 from backend.api.streams import Streams
-from backend.api.tenant_streams import TenantStreams
 
 ROUTERS = (
     templates.router,
@@ -62,7 +61,6 @@ def create_app(installation: Installation) -> FastAPI:
     app.state.installation = installation
     app.state.readers = _readers(installation)
     app.state.streams = Streams(app.state.readers, installation.followers)
-    app.state.tenant_streams = TenantStreams(app.state.readers, installation.followers)
     for router in ROUTERS:
         app.include_router(router)
     problems.install(app)
@@ -89,7 +87,6 @@ async def _life(app: FastAPI) -> AsyncIterator[None]:
         yield
     finally:
         await app.state.streams.close()
-        await app.state.tenant_streams.close()
         for loop in loops:
             loop.cancel()
         await asyncio.gather(*loops, return_exceptions=True)

@@ -12,9 +12,9 @@ from fastapi.responses import StreamingResponse
 
 from backend.api import words
 from backend.api.dependencies import StrictRoute
+from backend.api.event_logs import Entry, Place, RunLog, TenantLog
 from backend.api.problems import documented
-from backend.api.streams import Entry, Streams, glance
-from backend.api.tenant_streams import Place, TenantStreams
+from backend.api.streams import Streams
 from backend.api.views import view_model
 from backend.domain.event import EVENT_TYPES
 from backend.domain.ids import DEFAULT_TENANT
@@ -76,10 +76,10 @@ async def follow_run(
     slow misses them, and the reply itself is in the run's calls.
     """
     start = _start(last_event_id, after)
-    seen = await glance(request.app.state.readers, run_id, start)
+    seen = await RunLog(request.app.state.readers, run_id).look(start)
     if seen is None:
         raise NotFound(f"There is no run {run_id}.")
-    if seen.is_the_end(start):
+    if seen.ended and not seen.entries:
         return Response(status_code=204, headers=_HEADERS)
     entries = _entries(request, run_id, start, tokens=tokens)
     return StreamingResponse(_frames(entries), media_type="text/event-stream", headers=_HEADERS)
@@ -92,7 +92,7 @@ def _streams(connection: Request | WebSocket) -> Streams:
 
 def _entries(
     connection: Request | WebSocket, run_id: UUID, after: int, *, tokens: bool
-) -> AsyncIterator[Entry | words.Words | None]:
+) -> AsyncIterator[Entry[int] | words.Words | None]:
     streams = _streams(connection)
     if not tokens:
         return streams.follow(run_id, after)
@@ -123,7 +123,7 @@ async def _frames(entries: AsyncIterator[_Framed | None]) -> AsyncIterator[bytes
 async def follow_run_by_socket(socket: WebSocket, run_id: UUID, after: After = None, tokens: Tokens = False) -> None:
     """The same stream as a WebSocket: one JSON text an event; closes with 1000 at the end, 4404 for no such run."""
     await socket.accept()
-    if await glance(socket.app.state.readers, run_id, 0) is None:
+    if await RunLog(socket.app.state.readers, run_id).look(MAX_SEQ) is None:
         await socket.close(4404, "There is no such run.")
         return
     with contextlib.suppress(WebSocketDisconnect):
@@ -150,9 +150,9 @@ async def follow_all(
 
     An event comes once no older one can be committed any more, which is at once unless a transaction is open.
     """
-    streams: TenantStreams = request.app.state.tenant_streams
-    place = await streams.now() if last_event_id is None and after == "now" else _place(last_event_id, after)
-    entries = streams.follow(DEFAULT_TENANT, place)
+    log = TenantLog(request.app.state.readers, DEFAULT_TENANT)
+    place = await log.now() if last_event_id is None and after == "now" else _place(last_event_id, after)
+    entries = _streams(request).follow_tenant(DEFAULT_TENANT, place)
     return StreamingResponse(_frames(entries), media_type="text/event-stream", headers=_HEADERS)
 
 

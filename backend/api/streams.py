@@ -1,7 +1,8 @@
-"""Live events of runs: one feed a run in each process reads a row once, and every follower gets it from there.
+"""Live events: one feed a log in each process reads a row once, and every follower gets it from there.
 
-Followers begin with the rows after their last `seq`, so that nothing is missed or repeated wherever they come from, at
-any time in the life of a run. Wake-ups make it fast, a poll every two seconds makes it sure.
+Followers begin with the rows after the place that they know, so that nothing is missed or repeated wherever they come
+from, at any time. Wake-ups make it fast, a poll every two seconds makes it sure. How rows are read in order, and when a
+log ends, is the business of `event_logs`.
 """
 
 from __future__ import annotations
@@ -9,212 +10,129 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections import deque
+from bisect import bisect_right
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
-from itertools import islice
-from typing import Any
+from typing import Any, Generic
 from uuid import UUID
 
-from sqlalchemy import Text, cast, func, literal_column, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from backend.adapters.db.engine import Sessions
-from backend.adapters.db.tables import Event, ProjectRun
+from backend.api.event_logs import Entry, Log, Look, P, Place, RunLog, TenantLog
 from backend.api.installation import Followers
-from backend.domain.ids import DEFAULT_TENANT
-from backend.domain.run import ENDED
-from backend.operations import timeline
 
 POLL_SECONDS = 2.0
 COMMENT_SECONDS = 15.0
 _KEPT = 1_000
-_BATCH = 500
+_SOONEST = 0.05
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One event as it is sent."""
-
-    seq: int
-    type: str
-    data: str
-
-    def frame(self) -> bytes:
-        """As a server-sent event; JSON made by Postgres holds no line breaks."""
-        return f"id: {self.seq}\nevent: {self.type}\ndata: {self.data}\n\n".encode()
-
-
-@dataclass(frozen=True, slots=True)
-class Glance:
-    """Where a run's log stands, and what came after what was known."""
-
-    last_seq: int
-    ended: bool
-    entries: tuple[Entry, ...]
-
-    def is_the_end(self, seq: int) -> bool:
-        """Whether nothing follows after `seq`, now or ever (unless the run is retried)."""
-        return self.ended and seq >= self.last_seq
-
-
-async def glance(sessions: Sessions, run_id: UUID, after: int, *, tenant_id: UUID = DEFAULT_TENANT) -> Glance | None:
-    """One statement: the run's place and its next events; None when the tenant has no such run."""
-    shown = (
-        select(*timeline.VIEW.shown).where(Event.run_id == run_id, Event.seq > after).order_by(Event.seq).limit(_BATCH)
-    )
-    rows = shown.subquery("x")
-    where = (ProjectRun.id == run_id, ProjectRun.tenant_id == tenant_id)
-    run = select(ProjectRun.status, ProjectRun.event_seq).where(*where).subquery("run")
-    query = (
-        select(
-            run.c.status, run.c.event_seq, rows.c.seq, rows.c.type, cast(func.row_to_json(literal_column("x")), Text)
-        )
-        .select_from(run.outerjoin(rows, literal_column("true")))
-        .order_by(rows.c.seq)
-    )
-    async with sessions() as session:
-        found: list[Any] = list((await session.execute(query)).all())
-    if not found:
-        return None
-    entries = tuple(Entry(seq, kind, data) for _, _, seq, kind, data in found if seq is not None)
-    return Glance(found[0][1], found[0][0] in ENDED, entries)
-
-
-class Feed:
-    """The newest events of one run, read once for all followers of this process."""
-
-    def __init__(self, run_id: UUID, begins: int) -> None:
-        self.run_id = run_id
-        self.begins = begins
-        """The feed holds every event after this one."""
-        self.kept: deque[Entry] = deque()
-        self.closed = False
-        self.followers = 0
-        self.changed = asyncio.Event()
-        self.task: asyncio.Task[None] | None = None
-
-    @property
-    def last(self) -> int:
-        """The newest event that is known here."""
-        return self.kept[-1].seq if self.kept else self.begins
-
-    def add(self, entries: tuple[Entry, ...], *, closed: bool) -> None:
-        """Take new events in and tell the followers."""
-        self.kept.extend(entries)
-        while len(self.kept) > _KEPT:
-            self.begins = self.kept.popleft().seq
-        self.closed = self.closed or closed
-        if entries or closed:
-            self.beat()
-
-    def beat(self) -> None:
-        """Let all followers look; without news they tell their clients that the line is open."""
-        told, self.changed = self.changed, asyncio.Event()
-        told.set()
-
-    def after(self, seq: int) -> list[Entry]:
-        """The kept events after `seq`, which is not before the feed begins; `seq` counts without gaps."""
-        missing = max(0, self.last - seq)
-        return list(islice(reversed(self.kept), missing))[::-1]
 
 
 class Streams:
     """All feeds of this process."""
 
     def __init__(self, sessions: Sessions, followers: Followers) -> None:
+        """`sessions` give each statement a snapshot of its own (autocommit) where a tenant is followed."""
         self._sessions = sessions
         self._wakes = followers
-        self._feeds: dict[UUID, Feed] = {}
+        self._feeds: dict[tuple[str, UUID], _Feed[Any]] = {}
         self._closing = False
 
-    async def follow(self, run_id: UUID, after: int) -> AsyncIterator[Entry | None]:
+    def follow(self, run_id: UUID, after: int) -> AsyncIterator[Entry[int] | None]:
         """Every event after `after`, in order, until the run's last; None now and then, while nothing happens."""
+        return self._follow(RunLog(self._sessions, run_id), after)
+
+    def follow_tenant(self, tenant_id: UUID, after: Place | None) -> AsyncIterator[Entry[Place] | None]:
+        """Every event of the tenant after a place (None: from the first), then live ones; None now and then."""
+        return self._follow(TenantLog(self._sessions, tenant_id), after)
+
+    async def _follow(self, log: Log[P], after: P | None) -> AsyncIterator[Entry[P] | None]:
         at = after
-        while not self._closing and (seen := await self._glance_patiently(run_id, at)) is not None:
-            at = min(at, seen.last_seq)
+        while (seen := await self._look_patiently(log, at)) is not None:
             for entry in seen.entries:
                 yield entry
-                at = entry.seq
-            if seen.is_the_end(at):
+                at = entry.place
+            if seen.ended:
                 return
-            if len(seen.entries) < _BATCH:
-                async for item in self._live(run_id, at):
+            if seen.whole:
+                at = seen.upto
+                async for item in self._live(log, at):
                     yield item
-                    at = item.seq if item is not None else at
-                continue  # the feed ended, or this follower fell behind it: look at the rows again
+                    at = item.place if item is not None else at
+                # The feed ended, or this follower fell behind it or stands before it: look at the rows again.
+                await asyncio.sleep(log.rest)
 
-    async def _live(self, run_id: UUID, at: int) -> AsyncIterator[Entry | None]:
-        feed = self._join(run_id, at)
+    async def _live(self, log: Log[P], at: P) -> AsyncIterator[Entry[P] | None]:
+        feed = self._join(log, at)
         try:
-            while at >= feed.begins:
+            while feed.holds_after(at):
                 changed = feed.changed
                 for entry in feed.after(at):
                     yield entry
-                    at = entry.seq
+                    at = entry.place
                 if feed.closed:
                     return
                 if changed is not feed.changed:
                     continue
                 await changed.wait()
-                if at == feed.last and not feed.closed:
+                if not feed.closed and not feed.after(at):
                     yield None
         finally:
             self._leave(feed)
 
-    def _join(self, run_id: UUID, at: int) -> Feed:
-        feed = self._feeds.get(run_id)
+    def _join(self, log: Log[P], at: P) -> _Feed[P]:
+        feed: _Feed[P] | None = self._feeds.get(log.name)
         if feed is None or feed.closed:
-            feed = self._feeds[run_id] = Feed(run_id, at)
-            feed.task = asyncio.create_task(self._feed(feed), name=f"feed {run_id}")
+            feed = self._feeds[log.name] = _Feed(log, at)
+            feed.task = asyncio.create_task(self._feed(feed), name=f"feed {log.name}")
         feed.followers += 1
         return feed
 
-    def _leave(self, feed: Feed) -> None:
+    def _leave(self, feed: _Feed[Any]) -> None:
         feed.followers -= 1
         if feed.followers == 0:
-            if self._feeds.get(feed.run_id) is feed:
-                del self._feeds[feed.run_id]
+            if self._feeds.get(feed.log.name) is feed:
+                del self._feeds[feed.log.name]
             if feed.task is not None:
                 feed.task.cancel()
 
-    async def _feed(self, feed: Feed) -> None:
-        bell = asyncio.Event()
-        listening = asyncio.create_task(self._listen(feed.run_id, bell))
+    async def _feed(self, feed: _Feed[Any]) -> None:
+        bell, pause = asyncio.Event(), _SOONEST
+        listening = asyncio.create_task(self._listen(feed.log, bell))
         beating = asyncio.create_task(self._beat(feed))
         try:
             while not feed.closed:
                 bell.clear()
-                seen = await self._glance_patiently(feed.run_id, feed.last)
+                seen = await self._look_patiently(feed.log, feed.last)
                 if seen is None:
-                    feed.add((), closed=True)
                     return
-                last = seen.entries[-1].seq if seen.entries else feed.last
-                feed.add(seen.entries, closed=seen.is_the_end(last))
-                if len(seen.entries) < _BATCH and not feed.closed:
+                feed.add(seen.entries, closed=seen.ended)
+                # What an open transaction holds back comes without a wake-up of its own.
+                pause = _SOONEST if seen.entries else min(POLL_SECONDS, pause * 2)
+                if seen.whole and not feed.closed:
                     with contextlib.suppress(TimeoutError):
-                        await asyncio.wait_for(bell.wait(), POLL_SECONDS)
+                        await asyncio.wait_for(bell.wait(), pause if seen.held_back else POLL_SECONDS)
+                    await asyncio.sleep(feed.log.rest)
         finally:
             feed.add((), closed=True)
             listening.cancel()
             beating.cancel()
 
-    async def _beat(self, feed: Feed) -> None:
+    async def _beat(self, feed: _Feed[Any]) -> None:
         # One clock for all followers of the feed: a timer for each would cost more than the event.
         while not feed.closed:
             await asyncio.sleep(COMMENT_SECONDS)
             feed.beat()
 
-    async def _listen(self, run_id: UUID, bell: asyncio.Event) -> None:
-        async for _ in self._wakes.subscribe(run_id):
+    async def _listen(self, log: Log[Any], bell: asyncio.Event) -> None:
+        async for _ in self._wakes.subscribe(log.wakes):
             bell.set()
 
-    async def _glance_patiently(self, run_id: UUID, after: int) -> Glance | None:
+    async def _look_patiently(self, log: Log[P], after: P | None) -> Look[P] | None:
         """Look again until the database answers: a follower outlives its restart."""
         while not self._closing:
             try:
-                return await glance(self._sessions, run_id, after)
+                return await log.look(after)
             except (SQLAlchemyError, OSError, TimeoutError) as error:
                 _log.warning("Events cannot be read at the moment: %s", type(error).__name__)
                 await asyncio.sleep(POLL_SECONDS)
@@ -227,3 +145,45 @@ class Streams:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class _Feed(Generic[P]):
+    """The newest events of one log, read once for all followers of this process; every event after `_begins`."""
+
+    def __init__(self, log: Log[P], begins: P) -> None:
+        self.log = log
+        self.closed = False
+        self.followers = 0
+        self.changed = asyncio.Event()
+        self.task: asyncio.Task[None] | None = None
+        self._begins: Any = begins
+        self._kept: list[Entry[P]] = []
+
+    @property
+    def last(self) -> P:
+        """The place of the newest event that is known here."""
+        place: P = self._kept[-1].place if self._kept else self._begins
+        return place
+
+    def holds_after(self, place: Any) -> bool:
+        """Whether every event after a place is here or will be."""
+        return bool(place >= self._begins)
+
+    def add(self, entries: tuple[Entry[P], ...], *, closed: bool) -> None:
+        """Take new events in and tell the followers."""
+        self._kept.extend(entries)
+        if len(self._kept) > 2 * _KEPT:
+            self._begins = self._kept[-_KEPT - 1].place
+            del self._kept[:-_KEPT]
+        self.closed = self.closed or closed
+        if entries or closed:
+            self.beat()
+
+    def beat(self) -> None:
+        """Let all followers look; without news they tell their clients that the line is open."""
+        told, self.changed = self.changed, asyncio.Event()
+        told.set()
+
+    def after(self, place: Any) -> list[Entry[P]]:
+        """The kept events after a place that is not before the feed begins."""
+        return self._kept[bisect_right(self._kept, place, key=lambda entry: entry.place) :]

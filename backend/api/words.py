@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
+from backend.api.event_logs import Entry
 from backend.api.installation import Followers
-from backend.api.streams import Entry, Streams
+from backend.api.streams import Streams
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +28,7 @@ class Words:
 
 async def follow(
     streams: Streams, followers: Followers, run_id: UUID, after: int
-) -> AsyncIterator[Entry | Words | None]:
+) -> AsyncIterator[Entry[int] | Words | None]:
     """The events of a run as `Streams.follow` gives them, and between them what its models say."""
     async with aclosing(streams.follow(run_id, after)) as entries, aclosing(followers.words(run_id)) as spoken:  # type: ignore[type-var]  # both are generators
         pending: dict[asyncio.Future[Any], AsyncIterator[Any]] = {

@@ -100,7 +100,6 @@ async def client(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
     async with httpx.AsyncClient(transport=transport, base_url="http://company") as client:
         yield client
     await app.state.streams.close()
-    await app.state.tenant_streams.close()
 
 
 Post = Callable[..., Awaitable[Any]]

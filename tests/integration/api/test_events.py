@@ -178,7 +178,7 @@ async def test_readers_that_come_and_go_at_random_miss_and_repeat_nothing(
             entries = feeds.follow(UUID(run_id), got[-1] if got else 0)
             async for entry in entries:
                 if entry is not None:
-                    got.append(entry.seq)
+                    got.append(entry.place)
                     stay -= 1
                 if stay == 0:
                     break

@@ -18,8 +18,9 @@ from fastapi import FastAPI
 
 from backend.adapters.db.engine import Sessions
 from backend.adapters.db.tables import Project, ProjectRun, Tenant
-from backend.api import tenant_streams
-from backend.api.tenant_streams import TenantEntry, TenantStreams
+from backend.api import streams
+from backend.api.event_logs import Entry, Place
+from backend.api.streams import Streams
 from backend.domain.ids import DEFAULT_TENANT
 from tests.integration.api.conftest import Post, Quiet
 from tests.integration.api.test_events import address, tell
@@ -31,18 +32,18 @@ VALUES ($1, $2, 'project.changed', 'test', jsonb_build_object('number', $3::int)
 
 
 @pytest.fixture
-def feeds(app: FastAPI, monkeypatch: pytest.MonkeyPatch) -> TenantStreams:
-    monkeypatch.setattr(tenant_streams, "POLL_SECONDS", 0.1)
-    found: TenantStreams = app.state.tenant_streams
+def feeds(app: FastAPI, monkeypatch: pytest.MonkeyPatch) -> Streams:
+    monkeypatch.setattr(streams, "POLL_SECONDS", 0.1)
+    found: Streams = app.state.streams
     return found
 
 
-def number_of(entry: TenantEntry) -> int | None:
+def number_of(entry: Entry[Place]) -> int | None:
     number: int | None = json.loads(entry.data)["payload"].get("number")
     return number
 
 
-async def numbers(entries: AsyncIterator[TenantEntry | None], last: int) -> list[int | None]:
+async def numbers(entries: AsyncIterator[Entry[Place] | None], last: int) -> list[int | None]:
     found = []
     async for entry in entries:
         if entry is not None:
@@ -53,7 +54,7 @@ async def numbers(entries: AsyncIterator[TenantEntry | None], last: int) -> list
 
 
 async def test_writers_that_commit_out_of_order_are_read_whole_and_in_order(
-    feeds: TenantStreams, client: httpx.AsyncClient, new_project: Post, database_url: str, bell: Quiet
+    feeds: Streams, client: httpx.AsyncClient, new_project: Post, database_url: str, bell: Quiet
 ) -> None:
     project = UUID((await new_project())["id"])
     last = 8 * 25 + 1
@@ -68,11 +69,11 @@ async def test_writers_that_commit_out_of_order_are_read_whole_and_in_order(
             await bell.wake(project)
         await connection.close()
 
-    async def read(seed: int) -> list[TenantEntry]:
-        chance, got = random.Random(seed), list[TenantEntry]()
+    async def read(seed: int) -> list[Entry[Place]]:
+        chance, got = random.Random(seed), list[Entry[Place]]()
         while not got or number_of(got[-1]) != last:
             stay = chance.randint(1, 40)
-            async with aclosing(feeds.follow(DEFAULT_TENANT, got[-1].place if got else None)) as entries:  # type: ignore[type-var]  # it is a generator
+            async with aclosing(feeds.follow_tenant(DEFAULT_TENANT, got[-1].place if got else None)) as entries:  # type: ignore[type-var]  # it is a generator
                 while stay > 0 and (not got or number_of(got[-1]) != last):
                     entry = await anext(entries)
                     got += [entry] if entry is not None else []
@@ -96,7 +97,7 @@ async def test_writers_that_commit_out_of_order_are_read_whole_and_in_order(
 
 
 async def test_an_event_waits_for_the_older_one_that_is_not_committed_yet(
-    feeds: TenantStreams, new_project: Post, database_url: str
+    feeds: Streams, new_project: Post, database_url: str
 ) -> None:
     project = UUID((await new_project())["id"])
     slow, quick = await asyncpg.connect(database_url), await asyncpg.connect(database_url)
@@ -104,7 +105,7 @@ async def test_an_event_waits_for_the_older_one_that_is_not_committed_yet(
     await held.start()
     await slow.execute(WRITE, DEFAULT_TENANT, project, 1)
     await quick.execute(WRITE, DEFAULT_TENANT, project, 2)
-    async with aclosing(feeds.follow(DEFAULT_TENANT, None)) as entries:  # type: ignore[type-var]  # it is a generator
+    async with aclosing(feeds.follow_tenant(DEFAULT_TENANT, None)) as entries:  # type: ignore[type-var]  # it is a generator
         first = await anext(entries)
         assert first is not None
         assert first.type == "project.created"
@@ -158,7 +159,7 @@ async def test_a_place_that_no_stream_gave_is_refused(client: httpx.AsyncClient,
 
 
 async def test_what_belongs_to_another_tenant_is_not_streamed(
-    address: str, feeds: TenantStreams, client: httpx.AsyncClient, new_run: Post, sessions: Sessions, bell: Quiet
+    address: str, feeds: Streams, client: httpx.AsyncClient, new_run: Post, sessions: Sessions, bell: Quiet
 ) -> None:
     run = await new_run()
     other = uuid4()
@@ -190,7 +191,7 @@ async def test_what_belongs_to_another_tenant_is_not_streamed(
     assert closed.value.rcvd is not None
     assert closed.value.rcvd.code == 4404
     await tell(sessions, bell, run["id"], 0, end=True)
-    async with aclosing(feeds.follow(DEFAULT_TENANT, None)) as entries:  # type: ignore[type-var]  # it is a generator
+    async with aclosing(feeds.follow_tenant(DEFAULT_TENANT, None)) as entries:  # type: ignore[type-var]  # it is a generator
         kinds = []
         async for entry in entries:
             assert entry is not None
@@ -198,5 +199,5 @@ async def test_what_belongs_to_another_tenant_is_not_streamed(
             if entry.type == "run.completed":
                 break
     assert kinds == ["project.created", "run.created", "run.completed"]
-    async with aclosing(feeds.follow(other, None)) as entries:  # type: ignore[type-var]  # it is a generator
+    async with aclosing(feeds.follow_tenant(other, None)) as entries:  # type: ignore[type-var]  # it is a generator
         assert await numbers(entries, 7) == [7]
