@@ -16,7 +16,7 @@ from backend.operations import recordings
 from backend.settings import Settings
 from tests.integration.engine.conftest import Company
 from tests.openai_server import OpenAIServer
-from tests.small_company import BRIEF, SmallCompany
+from tests.small_company import BRIEF, SmallCompany, Turn
 
 _SHOWN = {
     "run": "SELECT status, stop_reason, progress, spent_tokens_input, spent_tokens_output, spent_tokens_cached,"
@@ -37,6 +37,14 @@ FULL = os.environ.get("COMPANY_TEST_CHAOS") == "full"
 """All seats, or those whose work takes little of the machine."""
 _DIFFERS = re.compile(r"\b(?:[0-9a-f]{40}|[0-9a-f]{10}|[0-9a-f]{12})\b|\b\d+\.\d+ ?s\b")
 """Commits name their run in a trailer, and tests take their time."""
+
+
+class Hurried(SmallCompany):
+    """Developers of whom only the last runs its tests."""
+
+    def _develop(self, key: str) -> tuple[Turn, ...]:
+        turns = super()._develop(key)
+        return turns if key == "cli" or FULL else tuple(turn for turn in turns if turn != (("run_tests", {}),))
 
 
 async def _read(company: Company, run_id: UUID, home: Path) -> dict[str, Any]:
@@ -69,7 +77,7 @@ async def test_a_recorded_run_of_the_company_plays_again_tree_by_tree_and_row_by
         "checks": {"scanners": ["secret-rules"], "linters": []},
         "sandbox": {"level": "unsafe"},
     }
-    with OpenAIServer(SmallCompany(leaks=True)) as server:
+    with OpenAIServer(Hurried(leaks=True)) as server:
         over_http = {"provider": "loop", "default": "gpt-4o", "providers": {"loop": {"base_url": server.base_url}}}
         first = await company.run(brief=BRIEF, **firm, models=over_http)
         await company.executor.execute(first)
