@@ -53,7 +53,11 @@ async def delays(port: int, path: str, followers: int, events: int, publish: Pub
     ready = asyncio.Semaphore(0)
     tasks = [asyncio.create_task(follow(port, path, seen, ready)) for _ in range(followers)]
     for _ in tasks:
-        await ready.acquire()
+        try:
+            await asyncio.wait_for(ready.acquire(), 60)
+        except TimeoutError:
+            failed = next((task.exception() for task in tasks if task.done()), None)
+            raise RuntimeError(f"Not all followers were let in: {failed!r}") from None
     await asyncio.sleep(0.5)
     began = {}
     for number in range(WARM + events):

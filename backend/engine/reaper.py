@@ -26,6 +26,8 @@ from backend.operations import events, runs
 _log = logging.getLogger(__name__)
 AGAIN_SECONDS = 15.0
 """How long a process waits before it rings a second time for a run that nobody has claimed since."""
+PATIENCE_SECONDS = 5.0
+"""How long a doorbell may be on its way while workers take up other runs."""
 _MOST = 500
 _OLDEST = 64
 _FORGOTTEN = text(
@@ -79,7 +81,7 @@ class Reaper:
         async with self._sessions() as session:
             asked = {
                 "grace": self._every,
-                "patience": max(self._every, AGAIN_SECONDS),
+                "patience": max(self._every, PATIENCE_SECONDS),
                 "most": _MOST,
                 "oldest": _OLDEST,
             }
