@@ -46,8 +46,8 @@ make it longer. Nothing is forgotten by that: those that are rung for are taken 
 """
 _TO_STOP = text(
     "SELECT r.id, r.tenant_id, e.payload ->> 'by' AS by, e.payload ->> 'reason' AS reason, e.payload ->> 'code' AS code"
-    " FROM project_runs r CROSS JOIN LATERAL (SELECT payload FROM events WHERE run_id = r.id"
-    " AND type = 'run.stop_requested' ORDER BY seq DESC LIMIT 1) e"
+    " FROM project_runs r LEFT JOIN LATERAL (SELECT payload FROM events WHERE run_id = r.id"
+    " AND type = 'run.stop_requested' ORDER BY seq DESC LIMIT 1) e ON true"
     " WHERE r.status = 'RUNNING' AND r.requested = 'stop' AND coalesce(r.lease_expires_at < clock_timestamp(), true)"
     " LIMIT :most"
 )

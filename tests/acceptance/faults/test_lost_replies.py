@@ -5,16 +5,22 @@ from __future__ import annotations
 import ast
 import asyncio
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import asyncpg
 import pytest
 from sqlalchemy.exc import DBAPIError, InterfaceError
 
 from backend.adapters.db import calls, commit
 from backend.adapters.db.engine import connect, sessions_of, transaction
+from backend.engine.garbage import Garbage
 from backend.engine.reaper import Reaper
+from backend.engine.repair import Clinic
 from backend.operations import questions, runs
+from backend.settings import RetentionSettings
 from tests.acceptance.faults import numbers
 from tests.acceptance.faults.conftest import ROOT, Crew
 from tests.acceptance.faults.nursery import Nursery
@@ -61,6 +67,9 @@ REAPED = {
     "reaper._stop_abandoned": b"run.stopped_user",
 }
 
+OPERATED = {"repair._apply": b"project.changed", "garbage._delete": b"DELETE FROM projects"}
+"""What people have done by `company doctor --repair` and `company gc`."""
+
 
 def _transactions_of(module: str) -> set[str]:
     """The functions of a module of the engine that commit something."""
@@ -76,7 +85,7 @@ def test_every_write_of_the_engine_loses_a_reply() -> None:
     found |= {f"commit.{name}" for name in commit.__all__ if name.startswith("save_")}
     for path in (ROOT / "backend" / "engine").glob("*.py"):
         found |= _transactions_of(path.stem)
-    assert found == {name.partition(" ")[0] for name in WRITES} | set(REAPED)
+    assert found == {name.partition(" ")[0] for name in WRITES} | {*REAPED, *OPERATED}
 
 
 _ASKED = (
@@ -186,3 +195,41 @@ async def test_a_reaper_whose_writes_succeed_and_seem_to_fail_does_everything_on
     assert ends == [("QUEUED", 1), ("STOPPED_USER", 2)]
     told = await crew.query("SELECT type, count(*) FROM events GROUP BY 1 ORDER BY 1")
     assert told == [("question.expired", 1), ("run.stopped_user", 2)]
+
+
+async def test_a_repair_and_a_collection_that_succeed_and_seem_to_fail_are_made_again_and_done_once(
+    crew: Crew, tmp_path: Path
+) -> None:
+    wrong, away = [
+        (await crew.query("SELECT project_id FROM project_runs WHERE id = $1", await crew.run()))[0][0]
+        for _ in OPERATED
+    ]
+    await crew.query("UPDATE project_runs SET status = 'STOPPED_USER', ended_at = now(), requested = 'none'")
+    await crew.query("UPDATE projects SET active_run_id = NULL, spent_usd = 1 WHERE id = $1", wrong)
+    await crew.query(
+        "UPDATE projects SET active_run_id = NULL, status = 'ARCHIVED', archived_at = now() - interval '60 days'"
+        " WHERE id = $1",
+        away,
+    )
+    async with Proxy(crew.database_url) as proxy, asyncpg.create_pool(proxy.url, min_size=1) as pool:
+        engine = connect(proxy.url)
+        sessions, bell = sessions_of(engine), RecordingBell()
+        keep = RetentionSettings(archived_days=30)
+        work = (
+            partial(Clinic(sessions, bell, tmp_path, grace=60).mend, dry=False),
+            partial(Garbage(sessions, pool, bell, tmp_path, keep).collect, dry=False),
+        )
+        losses = [proxy.lose(mark, one.bytes) for mark, one in zip(OPERATED.values(), (wrong, away), strict=True)]
+        failed = 0
+        for do in work:
+            for _ in range(2):
+                try:
+                    await do()
+                except (OSError, DBAPIError, InterfaceError):
+                    failed += 1
+        await engine.dispose()
+    assert [loss.happened for loss in losses] == [1, 1]
+    numbers.report("reply lost: operator", failed, len(OPERATED), "writes", projects=len(OPERATED))
+    assert await crew.query("SELECT id, spent_usd FROM projects") == [(wrong, 0)]
+    told = await crew.query("SELECT count(*) FROM events WHERE type = 'project.changed' AND project_id = $1", wrong)
+    assert told == [(1,)]
