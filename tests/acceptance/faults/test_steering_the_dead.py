@@ -110,7 +110,9 @@ async def test_a_run_whose_worker_was_killed_is_stopped_and_retried_and_pays_not
     paid = await office.query(PAID)
     asked = len(office.server.requests)
     await office.order(way, "stop", run_id)
-    assert await office.query("SELECT status, requested FROM project_runs") == [("RUNNING", "stop")]
+    # Asked for while the dead worker's lease holds, done at once when it is over.
+    (state,) = await office.query("SELECT status, requested FROM project_runs")
+    assert state in {("RUNNING", "stop"), ("STOPPED_USER", "none")}
 
     office.start()
     await office.ended(run_id)
