@@ -17,7 +17,7 @@ from uuid import uuid4
 
 import pytest
 
-from backend.adapters.sandbox import Sandbox
+from backend.adapters.sandbox import Sandbox, plan
 from backend.adapters.sandbox.launcher import kernel
 from backend.adapters.sandbox.output import Output
 from backend.domain.config import SandboxConfig
@@ -341,7 +341,13 @@ ESCAPES = {
             try: print(open(os.open(SECRET, os.O_RDONLY, dir_fd=n)).read())
             except OSError: pass
     """,
-    "read a home": "import os; print('ESCAPED', os.listdir('/home'))",
+    "read a home": """
+        import os
+        for above, folders, files in os.walk('/home'):
+            for path in [os.path.join(above, name) for name in folders + files]:
+                if not any((way + '/').startswith(path + '/') for way in WAYS): print('ESCAPED', path)
+            folders[:] = [name for name in folders if os.path.join(above, name) not in WAYS]
+    """,
     "read the shadow file": "print('ESCAPED', open('/etc/shadow').read())",
     "read the worker's environment": """
         import os
@@ -432,6 +438,7 @@ async def test_an_attempt_fails_to(name: str, sandbox: Sandbox, root: Path, monk
         (outside / "unix").chmod(0o777)
         facts = {
             **{"SECRET": str(outside / "secret"), "OUTSIDE": str(outside), "ABSTRACT": abstract},
+            "WAYS": [*plan.toolchains(), str(root)],
             **{"PORT": port.getsockname()[1], "WORKER": os.getpid(), "X86": os.uname().machine == "x86_64"},
         }
         head = "import ctypes; C = ctypes.CDLL(None); " + "; ".join(
