@@ -436,8 +436,16 @@ class Slice:
                 return visit.node, visit.number
         return "", 0
 
-    async def _end(self, end: _End, **more: Any) -> None:
-        await claims.end(*self._who(), end.status, code=end.code, message=end.message, **more, **self._ttl())
+    async def _end(self, end: _End, told: claims.Told = (), distrusted: tuple[str, int] | None = None) -> None:
+        await claims.end(
+            *self._who(),
+            end.status,
+            code=end.code,
+            message=end.message,
+            told=told,
+            distrusted=distrusted,
+            lease_seconds=self._executor.settings.lease_seconds,
+        )
         await self._finish(end.status)
 
     async def _finish(self, status: RunStatus) -> None:
