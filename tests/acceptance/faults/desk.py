@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -41,9 +42,11 @@ class Desk:
         role = {"NURSERY_ROLE": "api", "COMPANY_PORT": str(self.port)}
         self.pid = self._nursery.start(self._crew.environment | role | self._environment)
 
-    def kill(self) -> None:
-        """End the process without any warning."""
+    async def kill(self) -> None:
+        """End the process without any warning, and wait until its address is free."""
         self._nursery.kill(self.pid)
+        while Path(f"/proc/{self.pid}").exists():
+            await asyncio.sleep(0.01)
 
     async def ready(self) -> None:
         """Wait until it answers."""
