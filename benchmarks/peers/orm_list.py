@@ -13,13 +13,14 @@ import uvicorn
 from fastapi import Depends, FastAPI
 from pydantic import BaseModel, ConfigDict
 from sqlalchemy import select
-from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 
-from backend.adapters.db.engine import connect
+from backend.adapters.db.engine import asyncpg_url
 from backend.adapters.db.tables import ProjectRun
 
 app = FastAPI()
-sessions = async_sessionmaker(connect(os.environ["DATABASE_URL"]), expire_on_commit=False)
+engine = create_async_engine(asyncpg_url(os.environ["DATABASE_URL"]), pool_size=10)
+sessions = async_sessionmaker(engine, expire_on_commit=False)
 
 
 class RunOut(BaseModel):
