@@ -101,7 +101,8 @@ async def test_two_workers_keep_a_rate_limit_together(crew: Crew, nursery: Nurse
     providers = {"first": {"base_url": crew.server.base_url, "requests_per_minute": most}}
     made = [await _run(crew, providers) for _ in range(4)]
     for _ in range(2):
-        nursery.start(crew.environment)
+        # Neither can take them all.
+        nursery.start(crew.environment | {"COMPANY_ENGINE__CONCURRENCY": "2"})
     async with asyncio.timeout(60):
         while len(crew.server.requests) < most or len(await _owners(crew)) < 2:
             await asyncio.sleep(0.05)
