@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import select, text
+from sqlalchemy import ARRAY, any_, literal, select, text
 
 from backend.adapters import export
 from backend.adapters.db.checkpointer.retention import keep_latest
@@ -134,7 +134,9 @@ class Garbage:
         if not paths or not self.keep.orphan_days:
             return Heap(name, sentence)
         async with self.sessions() as session:
-            known = set(await session.scalars(select(column).where(column.in_(list(paths)))))
+            # One array: a statement has room for some ten thousand arguments, a store for more files.
+            named = literal(list(paths), ARRAY(column.type))
+            known = set(await session.scalars(select(column).where(column == any_(named))))
         if not known:
             return Heap(name, "of another database, it seems: none of them is known here, so they are left alone")
         oldest = time.time() - self.keep.orphan_days * DAY

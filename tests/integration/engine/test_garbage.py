@@ -133,6 +133,25 @@ async def test_files_go_when_they_are_old_and_no_row_names_them(company: Company
     assert list((tmp_path / "worktrees").iterdir()) == []
 
 
+async def test_a_store_may_hold_more_bodies_than_a_statement_has_arguments(company: Company, tmp_path: Path) -> None:
+    (run,) = await ended(company)
+    folder = tmp_path / "artifacts" / "ff"
+    folder.mkdir(parents=True)
+    for number in range(33_000):
+        (folder / f"{number:064x}").touch()
+    async with company.sessions.begin() as session:
+        owner = await session.get_one(ProjectRun, run)
+        session.add(
+            Artifact(
+                tenant_id=owner.tenant_id, run_id=run, kind="file", path="a", media_type="text/plain", size=0,
+                sha256=f"{7:064x}",
+            )
+        )  # fmt: skip
+    aged(folder / f"{7:064x}", 3), aged(folder / f"{8:064x}", 3)
+    assert (await collect(company, tmp_path))["artifacts"].count == 1
+    assert (folder / f"{7:064x}").exists()
+
+
 async def test_a_body_that_is_stored_again_is_young_again(tmp_path: Path) -> None:
     store = ArtifactStore(tmp_path)
     digest = (await store.put(b"same")).sha256
