@@ -5,9 +5,8 @@ The brief may say how large a part each node adds to the state: `part=28000` mak
 
 from __future__ import annotations
 
-from typing import Annotated, Any, TypedDict
+from typing import Any
 
-from langgraph.channels import EphemeralValue
 from langgraph.graph import END, START, StateGraph
 
 from backend.domain import effect
@@ -17,21 +16,13 @@ from backend.domain.role import Role
 from backend.domain.run import RunFacts, RunStatus
 from backend.domain.task import TaskKind
 from benchmarks.peers.work import NODES, PART, part
+from benchmarks.states import Parts
 
 
-class State(TypedDict, total=False):
-    """A channel for each artifact, as the company's own graph has."""
+class State(Parts, total=False):
+    """A channel for each artifact, as the company's own graph has, and how much each part holds."""
 
-    run: int
     size: int
-    part_1: dict[str, Any]
-    part_2: dict[str, Any]
-    part_3: dict[str, Any]
-    part_4: dict[str, Any]
-    part_5: dict[str, Any]
-    part_6: dict[str, Any]
-    part_7: dict[str, Any]
-    effects: Annotated[list[effect.Effect], EphemeralValue(list, guard=False)]
 
 
 def recorded(number: int, said: str) -> list[effect.Effect]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -24,7 +25,7 @@ from benchmarks.rig.wire import Lines
 HERE = Path(__file__).parent
 
 
-class Peer:
+class Peer(ABC):
     """A server of somebody else with an HTTP api and a database of its own."""
 
     name = ""
@@ -51,9 +52,9 @@ class Peer:
             self.start(held, servers)
             yield
 
+    @abstractmethod
     def start(self, held: ExitStack, servers: Servers) -> None:
         """Start its processes; returns when its api answers."""
-        raise NotImplementedError
 
     def child(self, held: ExitStack, servers: Servers, name: str, argv: list[str], **environment: str) -> Child:
         made = process(name, argv, environment_of_peer(**environment), servers.logs, cwd=servers.home)

@@ -115,12 +115,18 @@ async def test_a_pause_lets_the_node_finish_or_at_once_the_call_alone_and_pays_n
     await company.check(run_id)
 
 
-async def test_a_pause_at_once_cuts_a_node_that_a_pause_would_wait_for(company: Company) -> None:
+async def _hanging_and_to_pause(company: Company) -> tuple[UUID, asyncio.Task[None]]:
+    """A run that was asked to pause while its node hangs."""
     run_id = await company.run("hang")
     driving = asyncio.create_task(company.executor.execute(run_id))
     await company.until(lambda: len(company.transport.calls) == 2)
     await company.operate(runs.pause, run_id, by="ada")
     await company.until(lambda: company.executor.leases[run_id].reason == "pause")
+    return run_id, driving
+
+
+async def test_a_pause_at_once_cuts_a_node_that_a_pause_would_wait_for(company: Company) -> None:
+    run_id, driving = await _hanging_and_to_pause(company)
     assert not driving.done()
     await company.operate(runs.pause, run_id, by="ada", at_once=True)
     await driving
@@ -138,11 +144,7 @@ async def test_a_stop_does_not_wait_for_the_call_that_a_pause_at_once_waits_for(
 
 
 async def test_a_worker_that_leaves_does_not_wait_for_the_node_of_a_paused_run(company: Company) -> None:
-    run_id = await company.run("hang")
-    driving = asyncio.create_task(company.executor.execute(run_id))
-    await company.until(lambda: len(company.transport.calls) == 2)
-    await company.operate(runs.pause, run_id, by="ada")
-    await company.until(lambda: company.executor.leases[run_id].reason == "pause")
+    run_id, driving = await _hanging_and_to_pause(company)
     company.executor.hold_all("shutdown")
     await driving
     assert (await company.row(run_id))["lease_owner"] is None
