@@ -10,7 +10,6 @@ from typing import TypeVar
 
 from pydantic import SecretStr
 from rich.text import Text
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 from backend.adapters.db import migrate
 from backend.adapters.db.engine import Sessions, connect, sessions_of
@@ -94,15 +93,14 @@ async def opened(settings: Settings) -> AsyncIterator[Company]:
     engine = connect(settings.database_url.get_secret_value(), pool_size=3)
     bell = make_bell(settings)
     try:
-        await _fits(engine)
+        _check(await migrate.standing(engine))
         yield Company(settings, sessions_of(engine), bell, Graphs())
     finally:
         await bell.close()
         await engine.dispose()
 
 
-async def _fits(engine: AsyncEngine) -> None:
-    found = await migrate.standing(engine)
+def _check(found: migrate.Standing) -> None:
     if found.age == "older":
         raise Unavailable(found.sentence, code="database_too_old")
     if found.age == "newer":
