@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -75,9 +75,11 @@ def reached(settings: Settings) -> Iterator[Settings]:
             f"No company runs here and {settings.home} holds none: start one with `company up`, or name its servers in "
             "DATABASE_URL and REDIS_URL."
         )
-    with Stack.start(settings) as stack:
-        started = with_addresses(settings, stack.addresses)
-        asyncio.run(prepare(started))
+    with ExitStack() as held:
+        with screen(errors=True).status("Starting the database and the broker of this directory for a moment …"):
+            stack = held.enter_context(Stack.start(settings))
+            started = with_addresses(settings, stack.addresses)
+            asyncio.run(prepare(started))
         yield started
 
 
