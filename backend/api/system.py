@@ -50,7 +50,8 @@ async def readyz(here: Here) -> Alive:
     """Whether the database answers and is migrated, and the files can be written; 503 with the reason if not."""
     failed = [part for part in await here.readiness() if part.status == "fail"]
     if failed:
-        raise Unavailable(" ".join(part.sentence for part in failed), code="not_ready")
+        told = " ".join(f"{part.sentence} {part.advice or ''}".rstrip() for part in failed)
+        raise Unavailable(told, code="not_ready")
     return Alive()
 
 

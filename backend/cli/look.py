@@ -123,8 +123,8 @@ def _show(console: Console, facts: dict[str, Any]) -> None:
     console.print(Text(f"  {spent['model_calls']} model calls, {spent['tokens']:,} tokens, ${spent['usd']}"))
     saved = facts["saved"]
     if saved["calls"]:
-        told = f"{saved['calls']} replies, {saved['tokens']:,} tokens, ${saved['usd']}"
-        console.print(Text(f"  {told} came from the journal and were not paid again"))
+        told = f"{saved['calls']} calls, {saved['tokens']:,} tokens, ${saved['usd']}"
+        console.print(Text(f"  answered from the journal and not paid again: {told}"))
     if facts["forecast"]:
         _show_forecast(console, facts["forecast"])
     console.print(Text(f"  {facts['repository']}"))

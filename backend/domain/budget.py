@@ -68,11 +68,11 @@ def breach(first: Mapping[str, Any], *, unpriced: str | None) -> BudgetReached:
     if unpriced is not None and limit.unit == "usd":
         return BudgetReached(f"{unpriced} The limit in USD of {limit.whose} could not be kept without.", limit)
     if limit.unit == "seconds":
-        return BudgetReached(f"The run has worked for its {first['most']} seconds: raise the limit and retry.", limit)
+        return BudgetReached(f"The run has worked for its {first['most']} seconds: raise the limit to go on.", limit)
     left = Decimal(str(first["most"])) - Decimal(str(first["spent"])) - Decimal(str(first["held"]))
     return BudgetReached(
         f"The next call may need {first['wanted']} {limit.unit}, but of the {first['most']} {limit.unit} of "
-        f"{limit.whose} only {max(Decimal(0), left)} are left: raise the limit and retry.",
+        f"{limit.whose} only {max(Decimal(0), left)} are left: raise the limit to go on.",
         limit,
     )
 

@@ -13,6 +13,7 @@ from backend.cli.start import tell
 
 def summary(status: str, error: str | None) -> str:
     facts: dict[str, Any] = {
+        "run_id": "01a213fb-675e-7991-9675-e7c44cb33d32",
         "number": 1,
         "status": status,
         "error": error,
@@ -23,7 +24,7 @@ def summary(status: str, error: str | None) -> str:
         "repository": "/nowhere",
     }
     said = io.StringIO()
-    tell(Console(file=said), facts)
+    tell(Console(file=said, width=200), facts)
     return said.getvalue()
 
 
@@ -31,6 +32,7 @@ def summary(status: str, error: str | None) -> str:
 def test_of_a_run_that_did_not_complete_the_reason_is_told_and_not_its_headline(status: str) -> None:
     said = summary(status, "The tests did not pass.")
     assert ("The tests did not pass." in said, "All is ready." in said) == (True, False)
+    assert " retry 01a213fb-675e" in said, "what a person may type next is told"
 
 
 def test_of_a_run_that_completed_the_headline_is_told() -> None:
