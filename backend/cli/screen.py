@@ -24,5 +24,5 @@ def screen(*, errors: bool = False, quiet: bool = False) -> Console:
 def typed(settings: Settings) -> str:
     """The command as a person here would type it: `company`, or its path where it is not on the PATH."""
     program = Path(sys.argv[0])
-    name = "company" if shutil.which("company") else os.path.relpath(program)
+    name = "company" if shutil.which("company") else min(os.path.relpath(program), str(program.absolute()), key=len)
     return name if settings.home.absolute() == Path(".company").absolute() else f"COMPANY_HOME={settings.home} {name}"
