@@ -8,9 +8,8 @@ from rich.text import Text
 
 from backend.adapters.db.engine import transaction
 from backend.adapters.db.tables import DeadLetter
-from backend.cli.place import Company, do
+from backend.cli.place import Company, do, person
 from backend.cli.screen import screen
-from backend.cli.steer import BY
 from backend.operations import dead_letters, lookups, pages
 
 
@@ -51,7 +50,7 @@ def replay(name: str) -> int:
     async def work(company: Company) -> int:
         async with transaction(company.sessions, company.bell) as session:
             letter_id = await lookups.dead_letter_named(session, name)
-            letter = await dead_letters.replay(session, letter_id, by=BY)
+            letter = await dead_letters.replay(session, letter_id, by=person())
             screen().print(Text(f"Run {letter.run_id} goes on from its last checkpoint."))
         return 0
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import pwd
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -39,6 +41,15 @@ class Company:
         """What keeps a run from beginning here."""
         roles = self.graphs.roles(config.graph)
         return readiness.faults(config, brief, recordings=Recordings(self.settings.home), roles=roles)
+
+
+def person() -> str:
+    """Who types here, as the audit trail names people: the user of this machine, by the command line."""
+    try:
+        name = pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:  # a container's user need not have a name
+        name = f"user {os.getuid()}"
+    return f"{name} (cli)"
 
 
 def with_addresses(settings: Settings, addresses: Addresses) -> Settings:

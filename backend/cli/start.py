@@ -13,7 +13,7 @@ from rich.text import Text
 from backend.adapters.db.engine import transaction
 from backend.adapters.db.tables import ProjectRun
 from backend.cli import follow
-from backend.cli.place import Company, do
+from backend.cli.place import Company, do, person
 from backend.cli.running import running
 from backend.cli.screen import screen, typed
 from backend.domain.config import Patch
@@ -22,8 +22,6 @@ from backend.engine.embedded import attach
 from backend.errors import Unavailable
 from backend.operations import projects, reports, repositories, runs
 from backend.settings import Settings
-
-BY = "cli"
 
 
 def run_brief(brief: str, template: str, name: str | None, patch: Patch, *, wait: bool, as_json: bool) -> int:
@@ -52,14 +50,14 @@ def title_of(brief: str) -> str:
 async def begin(company: Company, brief: str, template: str, name: str, patch: Patch) -> ProjectRun:
     """Make the project and its first run in one transaction."""
     async with transaction(company.sessions, company.bell) as session:
-        project = await projects.create(session, name=name, brief=brief, template_slug=template, by=BY)
+        project = await projects.create(session, name=name, brief=brief, template_slug=template, by=person())
         return await runs.start(
             session,
             project.id,
             patch=patch,
             graph_version=company.graphs.newest,
             faults=company.faults,
-            by=BY,
+            by=person(),
         )
 
 

@@ -14,14 +14,13 @@ from rich.text import Text
 from backend.adapters.db.engine import transaction
 from backend.adapters.db.tables import ProjectRun
 from backend.cli import follow
-from backend.cli.place import Company, do
+from backend.cli.place import Company, do, person
 from backend.cli.screen import screen
 from backend.domain.config import Patch
 from backend.errors import Invalid
 from backend.operations import budgets, findings, forks, lookups, questions, repositories, runs
 from backend.settings import Settings
 
-BY = "cli"
 _VERBS: dict[str, Callable[..., Awaitable[ProjectRun]]] = {
     "pause": runs.pause,
     "pause_now": partial(runs.pause, at_once=True),
@@ -35,7 +34,7 @@ def order(verb: str, name: str) -> int:
 
     async def work(company: Company) -> int:
         async with transaction(company.sessions, company.bell) as session:
-            run = await _VERBS[verb](session, await lookups.run_named(session, name), by=BY)
+            run = await _VERBS[verb](session, await lookups.run_named(session, name), by=person())
             _say(run)
         return 0
 
@@ -48,7 +47,7 @@ def retry(name: str, usd: Decimal | None, tokens: int | None, seconds: int | Non
     async def work(company: Company) -> int:
         async with transaction(company.sessions, company.bell) as session:
             limits = runs.Limits(tokens=tokens, usd=usd, seconds=seconds)
-            _say(await runs.retry(session, await lookups.run_named(session, name), by=BY, limits=limits))
+            _say(await runs.retry(session, await lookups.run_named(session, name), by=person(), limits=limits))
         return 0
 
     return do(work)
@@ -66,7 +65,7 @@ def fork(name: str, checkpoint: str | None, patch: Patch) -> int:
         place = forks.Place(company.graphs.find, company.faults, branch)
         async with transaction(company.sessions, company.bell) as session:
             run_id = await lookups.run_named(session, name)
-            run = await forks.fork(session, run_id, checkpoint_id=wanted, patch=patch, place=place, by=BY)
+            run = await forks.fork(session, run_id, checkpoint_id=wanted, patch=patch, place=place, by=person())
             _say(run)
             screen().print(Text(f"It goes on from {run.parent_checkpoint_id} of run {run.parent_run_id}."))
         return 0
@@ -79,7 +78,7 @@ def answer(name: str, text: str) -> int:
 
     async def work(company: Company) -> int:
         async with transaction(company.sessions, company.bell) as session:
-            question = await questions.answer(session, await lookups.question_named(session, name), text, by=BY)
+            question = await questions.answer(session, await lookups.question_named(session, name), text, by=person())
             _say(await runs.get(session, question.run_id))
         return 0
 

@@ -18,6 +18,7 @@ import pytest
 import redis
 
 from backend.cli.follow import EXIT_CODES
+from backend.cli.place import person
 from backend.domain.run import ENDED
 from backend.operations import invariants
 from tests.acceptance.desk import Desk
@@ -259,6 +260,8 @@ def test_a_run_waits_for_an_answer(up: Up) -> None:
     question = json.loads(up.shell.run("show", "--json").stdout)["question_list"][0]["id"]
     assert up.shell.run("answer", question, "blue").returncode == 0
     assert up.shell.run("watch").returncode == 0
+    answered = up.get(f"/api/questions/{question}")["answered_by"]
+    assert (answered, answered.endswith(" (cli)")) == (person(), True), "an auditor reads who it was"
 
 
 def test_a_run_fails_when_no_model_answers_and_can_be_retried(up: Up) -> None:
