@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from typing import Any
 from uuid import UUID
 
@@ -79,9 +79,14 @@ async def tell(session: AsyncSession, bell: Bell) -> None:
 
 
 @asynccontextmanager
-async def transaction(sessions: Sessions, bell: Bell) -> AsyncIterator[AsyncSession]:
-    """One transaction of an edge: commit at the end, roll back on any error, and only then ring and wake."""
+async def transaction(
+    sessions: Sessions, bell: Bell, *, turn: AbstractAsyncContextManager[None] | None = None
+) -> AsyncIterator[AsyncSession]:
+    """One transaction of an edge: commit at the end, roll back on any error, and only then ring and wake.
+
+    A `turn` is waited for before it begins, and held until it is over.
+    """
     async with sessions() as session:
-        async with session.begin():
+        async with turn or nullcontext(), session.begin():
             yield session
         await tell(session, bell)
