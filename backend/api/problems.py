@@ -36,6 +36,8 @@ STATUSES: dict[type[CompanyError], int] = {
 _BY_CODE = {"version_conflict": 412, "precondition_required": 428}
 _TOO_SLOW = {"25P03", "25P04"}
 """The server ended a transaction in which this process was silent for too long."""
+_NOT_THERE = {"42703", "42P01", "42883"}
+"""A column, table or function that this release knows and the database does not, or no longer."""
 _LISTED = {400, 403, 404, 405, 406, 409, 412, 413, 415, 422, 428, 429, 500, 503}
 
 
@@ -157,6 +159,10 @@ async def _database(request: Request, error: Exception) -> Response:
     if isinstance(error, PoolTimeout) or passing or _is_disconnect(error):
         _log.warning("The database did not answer: %s", type(original or error).__name__)
         return answer(request, 503, "unavailable", "The database is away or busy; ask again in a moment.")
+    if state in _NOT_THERE:
+        _log.error("The database is not that of this release.", exc_info=error)
+        detail = "The database is not that of this release: run `company migrate`, and see /readyz."
+        return answer(request, 503, "database_not_migrated", detail)
     if state.startswith("22"):
         return answer(request, 422, "invalid", "A value is outside what can be kept.")
     if state.startswith("23"):

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import re
 import signal
 import sys
 from collections.abc import Sequence
-from decimal import Decimal, InvalidOperation
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
-from backend.errors import CompanyError, Fault, Invalid
+from backend.cli import given
+from backend.errors import CompanyError, Invalid
 
 app = typer.Typer(
     name="company",
@@ -23,8 +23,6 @@ app = typer.Typer(
     add_completion=False,
 )
 
-_MOST_BYTES = 2_000_000
-_FILE_NAME = re.compile(r"\.[A-Za-z]{1,10}$")
 Run = Annotated[str, typer.Argument(help="Id of a run, its first letters, or `last`")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else")]
 
@@ -55,9 +53,29 @@ def _away() -> tuple[type[Exception], ...]:
     return (OSError, TimeoutError, *(kind for kind in known if kind is not None))
 
 
+def _tell_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"company {version('software-company')}")
+        raise typer.Exit
+
+
+@app.callback()
+def company(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="Tell the version and leave")
+    ] = False,
+) -> None:
+    """An AI software company that you can trust with a brief, a budget and a deadline."""
+
+
 @app.command()
 def demo() -> None:
-    """Run the showcase through the whole company, at no cost, and say where everything is."""
+    """Run the showcase through the company, at no cost.
+
+    A written script plays the models; everything else is real. It ends with where everything is.
+    """
     from backend.cli.host import demo as work
 
     raise typer.Exit(work())
@@ -79,12 +97,15 @@ def up(
 @app.command("run")
 def run_brief(
     brief: Annotated[str, typer.Argument(help="A file with the brief, `-` for standard input, or the brief itself")],
-    template: Annotated[str, typer.Option(help="Preset to start from")] = "standard",
+    template: Annotated[
+        str, typer.Option(help="Preset to start from: standard, lean, regulated, local, showcase, or one of yours")
+    ] = "standard",
     name: Annotated[str | None, typer.Option(help="Name of the project; else the brief's first line")] = None,
     budget_usd: Annotated[str | None, typer.Option(help="Most money, such as 2.50")] = None,
     budget_tokens: Annotated[int | None, typer.Option(help="Most tokens, input and output")] = None,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", help="A setting, such as parallelism=3 or models.default=gpt-4o-mini")
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="A setting, such as parallelism=3; may be repeated"),
     ] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Follow the run to its end")] = False,
     as_json: Json = False,
@@ -96,8 +117,8 @@ def run_brief(
     """
     from backend.cli.start import run_brief as work
 
-    patch = _patch(settings or [], budget_usd, budget_tokens)
-    raise typer.Exit(work(_brief(brief), template, name, patch, wait=wait, as_json=as_json))
+    patch = given.patch_of(settings or [], budget_usd, budget_tokens)
+    raise typer.Exit(work(given.brief_of(brief), template, name, patch, wait=wait, as_json=as_json))
 
 
 @app.command("runs")
@@ -114,7 +135,7 @@ def list_runs(
 
 @app.command()
 def show(run: Run = "last", as_json: Json = False) -> None:
-    """Show a run: where it stands, its tasks, findings, questions and cost."""
+    """Show where a run stands, with tasks, findings and cost."""
     from backend.cli.look import show as work
 
     raise typer.Exit(work(run, as_json=as_json))
@@ -122,7 +143,10 @@ def show(run: Run = "last", as_json: Json = False) -> None:
 
 @app.command()
 def compare(first: Run, second: Run, as_json: Json = False) -> None:
-    """Compare two runs: cost, time, tasks, findings, tests, gates, and the diff of their results."""
+    """Compare two runs.
+
+    Cost, time, tasks, findings, tests, gates, and the diff of their results.
+    """
     from backend.cli.compare import compare as work
 
     raise typer.Exit(work(first, second, as_json=as_json))
@@ -137,7 +161,11 @@ def watch(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Follow a run to its end; the exit code is that of `company run --wait`."""
+    """Follow a run to its end.
+
+    The exit code is that of `company run --wait`: 0 completed, 3 stopped by budget, 4 by security, 5 failed, 6 stopped
+    by a person, 7 waits for an answer.
+    """
     from backend.cli.steer import watch as work
 
     raise typer.Exit(work(run, after, tokens=tokens, as_json=as_json))
@@ -147,10 +175,10 @@ def watch(
 def pause(
     run: Run = "last",
     now: Annotated[
-        bool, typer.Option("--now", help="Before the next model call; commands on their way are cut")
+        bool, typer.Option("--now", help="Before the next model call, not when its node is done; commands are cut")
     ] = False,
 ) -> None:
-    """Ask a run to hold when its node is done, or now; it goes on exactly there."""
+    """Ask a run to hold; `resume` lets it go on right there."""
     from backend.cli.steer import order as work
 
     raise typer.Exit(work("pause_now" if now else "pause", run))
@@ -177,12 +205,16 @@ def retry(
     run: Run = "last",
     budget_usd: Annotated[str | None, typer.Option(help="New limit in all")] = None,
     budget_tokens: Annotated[int | None, typer.Option(min=1, help="New limit in all")] = None,
+    budget_seconds: Annotated[int | None, typer.Option(min=1, help="New limit in all, of seconds of work")] = None,
 ) -> None:
-    """Let a run that failed or was stopped go on from its last checkpoint."""
+    """Let a run that failed or was stopped go on.
+
+    It goes on from its last checkpoint; what was paid is not paid again.
+    """
     from backend.cli.steer import retry as work
 
-    usd = None if budget_usd is None else _money(budget_usd)
-    raise typer.Exit(work(run, usd, budget_tokens))
+    usd = None if budget_usd is None else given.money_of(budget_usd)
+    raise typer.Exit(work(run, usd, budget_tokens, budget_seconds))
 
 
 @app.command()
@@ -192,13 +224,14 @@ def fork(
         str | None, typer.Option(help="Id of a checkpoint; else the newest with something left to do")
     ] = None,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", help="What is to differ, such as security.gate=warn or budget.usd=5")
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="What is to differ, such as budget.usd=5; may be repeated"),
     ] = None,
 ) -> None:
-    """Begin another run of the project from a checkpoint of this one."""
+    """Begin another run from a checkpoint of this one."""
     from backend.cli.steer import fork as work
 
-    raise typer.Exit(work(run, checkpoint, _patch(settings or [], None, None)))
+    raise typer.Exit(work(run, checkpoint, given.patch_of(settings or [], None, None)))
 
 
 @app.command()
@@ -213,16 +246,32 @@ def answer(
 
 
 @app.command()
+def waive(
+    finding: Annotated[str, typer.Argument(help="Id of a finding, or its first letters; `company show` lists them")],
+    by: Annotated[str, typer.Option(help="Who lets it pass")],
+    reason: Annotated[str, typer.Option(help="Why it may pass")],
+    until: Annotated[datetime, typer.Option(formats=["%Y-%m-%d"], help="Day (UTC) from which it counts again")],
+) -> None:
+    """Let a finding pass until a day; then `retry`."""
+    from backend.cli.steer import waive as work
+
+    raise typer.Exit(work(finding, by, reason, until.replace(tzinfo=UTC)))
+
+
+@app.command()
 def budget(
     project: Annotated[str | None, typer.Option(help="Id of a project; else the calendar month is meant")] = None,
     usd: Annotated[str | None, typer.Option(help="Most money in all, such as 50.00")] = None,
     tokens: Annotated[int | None, typer.Option(min=1, help="Most tokens in all")] = None,
     unlimited: Annotated[bool, typer.Option("--unlimited", help="Take both limits away")] = False,
 ) -> None:
-    """Show or set what a project, or all of them in a calendar month, may spend; both limits are set together."""
+    """Show or set what a month, or a project, may spend.
+
+    Both limits are set together: one that is not named is taken away.
+    """
     from backend.cli.steer import budget as work
 
-    money = None if usd is None else _money(usd)
+    money = None if usd is None else given.money_of(usd, "--usd")
     raise typer.Exit(work(project, money, tokens, change=unlimited or money is not None or tokens is not None))
 
 
@@ -231,7 +280,10 @@ def record(
     run: Run = "last",
     to: Annotated[Path | None, typer.Option("--to", help="File to write; else standard output")] = None,
 ) -> None:
-    """Write the model replies of a run as a recording that can be played again at no cost."""
+    """Write the model replies of a run as a recording.
+
+    It can be played again at no cost, with real git, tests, scanners and gates.
+    """
     from backend.cli.look import record as work
 
     raise typer.Exit(work(run, to))
@@ -255,7 +307,10 @@ def why(
     run: Annotated[str, typer.Option(help="Run whose repository is meant")] = "last",
     as_json: Json = False,
 ) -> None:
-    """Tell why a line is there: commit, task, criteria, role, model, findings and cost."""
+    """Tell why a line of the repository is there.
+
+    The commit, task, criteria, role, model, findings and cost behind it.
+    """
     from backend.cli.look import why as work
 
     path, _, line = place.rpartition(":")
@@ -319,94 +374,34 @@ def gc(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Tell what would go, and remove nothing")] = False,
     as_json: Json = False,
 ) -> None:
-    """Remove what is kept no longer: COMPANY_RETENTION__CHECKPOINT_DAYS, …ARCHIVED_DAYS, …ORPHAN_DAYS (0: for ever)."""
+    """Remove what is kept no longer.
+
+    What that is says COMPANY_RETENTION__CHECKPOINT_DAYS, …ARCHIVED_DAYS and …ORPHAN_DAYS (0: kept for ever).
+    """
     from backend.cli.upkeep import gc as work
 
     raise typer.Exit(work(dry_run=dry_run, as_json=as_json))
 
 
 @app.command()
+def sql(
+    statement: Annotated[
+        str | None, typer.Argument(help="Such as `SELECT * FROM v_run_overview`; else psql asks for statements")
+    ] = None,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV")] = False,
+) -> None:
+    """Look into the database with psql, read-only."""
+    from backend.cli.sql import sql as work
+
+    raise typer.Exit(work(statement, as_csv=as_csv))
+
+
+@app.command()
 def migrate() -> None:
-    """Bring the database to the newest revision and load the templates that ship."""
+    """Bring the database to this release's revision.
+
+    Loads the templates that ship, too. Migrating twice is the same as once.
+    """
     from backend.cli.host import migrate as work
 
     raise typer.Exit(work())
-
-
-def _brief(given: str) -> str:
-    """The text of the brief: a file where there is one of this name, standard input for `-`, else the text itself."""
-    if given == "-":
-        return _decoded(sys.stdin.buffer.read(_MOST_BYTES), "standard input")
-    if _is_path(given):
-        return _read(Path(given))
-    if not any(map(str.isspace, given)) and ("/" in given or _FILE_NAME.search(given)):
-        raise Invalid(f"There is no file {given}.", code="invalid_brief")
-    return given
-
-
-def _is_path(given: str) -> bool:
-    try:
-        return bool(given) and Path(given).exists()
-    except (OSError, ValueError):  # longer than a name may be, or with a NUL in it: a text
-        return False
-
-
-def _read(path: Path) -> str:
-    if path.is_dir():
-        raise Invalid(f"{path} is a directory; name a file in it, or write the brief itself.", code="invalid_brief")
-    try:
-        with path.open("rb") as file:
-            return _decoded(file.read(_MOST_BYTES), str(path))
-    except OSError as error:
-        raise Invalid(f"The brief in {path} cannot be read ({error.strerror}).", code="invalid_brief") from error
-
-
-def _decoded(body: bytes, source: str) -> str:
-    try:
-        return body.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise Invalid(f"The brief in {source} is not text in UTF-8; save it as UTF-8.", code="invalid_brief") from error
-
-
-def _patch(pairs: Sequence[str], usd: str | None, tokens: int | None) -> dict[str, Any]:
-    patch: dict[str, Any] = {}
-    for pair in pairs:
-        path, equals, value = pair.partition("=")
-        if not equals or not path.strip():
-            raise Invalid(f"`--set {pair}` is not KEY=VALUE; write it as parallelism=3.")
-        _put(patch, path.strip().split("."), _value(value), pair)
-    if usd is not None:
-        _put(patch, ["budget", "usd"], str(_money(usd)), "--budget-usd")
-    if tokens is not None:
-        _put(patch, ["budget", "tokens"], tokens, "--budget-tokens")
-    return patch
-
-
-def _put(patch: dict[str, Any], path: Sequence[str], value: Any, said: str) -> None:
-    at = patch
-    for key in path[:-1]:
-        at = at.setdefault(key, {})
-        if not isinstance(at, dict):
-            raise Invalid(f"`{said}` sets something below a setting that has a value already.")
-    at[path[-1]] = value
-
-
-def _value(text: str) -> Any:
-    """YAML decides what a value is: 3 is a number, true a switch, null takes a setting back to its default."""
-    import yaml
-
-    try:
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise Invalid(f"The value `{text[:100]}` cannot be read.") from error
-
-
-def _money(text: str) -> Decimal:
-    right = "an amount in USD above 0 with up to six decimals, such as 2.50"
-    try:
-        amount = Decimal(text)
-    except InvalidOperation:
-        amount = Decimal("NaN")
-    if not amount.is_finite() or amount <= 0 or amount > 1_000_000 or int(amount.as_tuple().exponent) < -6:
-        raise Invalid(f"--budget-usd takes {right}.", faults=[Fault("/budget/usd", right)])
-    return amount

@@ -95,9 +95,8 @@ class Progress:
         return result
 
     def _run(self, kind: str, payload: Mapping[str, Any]) -> tuple[str, str, str] | None:
-        said = kind.partition(".")[2].replace("_", " ")
-        reason = payload.get("reason")
-        return "run", f"{said}: {reason}" if reason else said, "bold"
+        said, reason = _spoken(kind.partition(".")[2]), payload.get("reason")
+        return "run", f"{said}: {_spoken(str(reason))}" if reason else said, "bold"
 
     def _node(self, kind: str, payload: Mapping[str, Any]) -> tuple[str, str, str] | None:
         if payload.get("next"):
@@ -146,13 +145,18 @@ class Progress:
         return "question", str(payload.get("text") or payload.get("key") or ""), "bold yellow"
 
     def _budget(self, kind: str, payload: Mapping[str, Any]) -> tuple[str, str, str]:
-        facts = ", ".join(f"{key} {value}" for key, value in payload.items())
-        return "budget", f"{kind.partition('.')[2].replace('_', ' ')}: {facts}", "yellow"
+        facts = payload.get("reason") or ", ".join(f"{key} {value}" for key, value in payload.items())
+        return "budget", f"{_spoken(kind.partition('.')[2])}: {facts}", "yellow"
 
     def _commit(self, kind: str, payload: Mapping[str, Any]) -> tuple[str, str, str]:
         what = "merged" if payload.get("merge") else "committed"
         task = f" for {payload['task']}" if payload.get("task") else ""
         return str(payload.get("role", "git")), f"{what} {str(payload.get('commit', ''))[:10]}{task}", "green"
+
+
+def _spoken(word: str) -> str:
+    """A code as people say it; a sentence stays as it is."""
+    return word if " " in word else word.replace("_", " ")
 
 
 @contextmanager
@@ -215,10 +219,11 @@ async def _held(company: Company, run_id: UUID, console: Console, as_json: bool)
         wanted = pages.PageRequest(limit=20)
         page = await questions.page(session, wanted, run_id=run_id, status=QuestionStatus.OPEN)
     if not as_json:
+        command = typed(Settings())
         for item in map(json.loads, page.items):
             options = f" ({' | '.join(item['options'])})" if item["options"] else ""
             console.print(Text(f"\n{item['text']}{options}", style="bold yellow"))
-            console.print(Text(f"  company answer {item['id']} '…'"))
+            console.print(Text(f"  {command} answer {item['id']} '…'"))
         if not page.items:
-            console.print(Text("The run holds; `company resume` lets it go on."))
+            console.print(Text(f"The run holds; `{command} resume {str(run_id)[:13]}` lets it go on."))
     return EXIT_CODES[RunStatus(run.status)]

@@ -16,6 +16,7 @@ from backend.engine.embedded import api_of, is_up, wait_for_signal
 from backend.settings import Settings
 
 SHOWCASE = "showcase"
+_OVERVIEW = "sql 'SELECT * FROM v_run_overview'"
 
 
 def up(port: int | None, workers: int) -> int:
@@ -71,7 +72,7 @@ def _tell_more(console: Console, settings: Settings, run_id: str, api_url: str) 
         ("API", f"{api}/docs"),
         ("Tasks", f"curl '{api}/api/tasks/tree?run_id={run_id}'"),
         ("Comments", f"curl '{api}/api/comments?run_id={run_id}'"),
-        ("SQL", "SELECT * FROM v_run_overview, v_task_tree, v_cost_by_role … at the address that `up` prints"),
+        ("SQL", f"{command} {_OVERVIEW}   also v_task_tree, v_cost_by_role …"),
     ):
         console.print(Text(f"  {what:<11} {how}"))
     console.print(Text("\nA brief of your own, with any model that speaks the OpenAI protocol:", style="bold"))

@@ -15,16 +15,19 @@ from rich.text import Text
 
 from backend.adapters.db.tables import ProjectRun
 from backend.cli.place import Company, do
-from backend.cli.screen import screen
+from backend.cli.screen import screen, typed
+from backend.domain.finding import FindingStatus, Severity
 from backend.domain.question import QuestionStatus
 from backend.domain.run import RunStatus
 from backend.engine import doctor as examination
 from backend.engine.health import Check
 from backend.errors import Invalid
-from backend.operations import lookups, pages, projects, questions, recordings, reports, repositories, tasks
+from backend.operations import findings, lookups, pages, projects, questions, recordings, reports, repositories, tasks
 from backend.operations import runs as run_operations
 from backend.settings import Settings
 
+_FINDINGS = 15
+"""Open findings that `show` lists."""
 _MARKS = {"ok": ("ok  ", "green"), "warn": ("warn", "yellow"), "fail": ("FAIL", "bold red")}
 
 
@@ -83,6 +86,7 @@ def show(name: str, *, as_json: bool) -> int:
             wanted = pages.PageRequest(limit=200)
             listed = await tasks.page(session, wanted, run_id=run.id)
             asked = await questions.page(session, wanted, run_id=run.id, status=QuestionStatus.OPEN)
+            found = await findings.page(session, wanted, run_id=run.id, status=FindingStatus.OPEN)
             return {
                 "project": project.name,
                 "repository": str(repositories.workspace_of(company.settings.home, run).git_dir),
@@ -92,6 +96,7 @@ def show(name: str, *, as_json: bool) -> int:
                 "forecast": await run_operations.forecast(session, run.id),
                 "task_list": [json.loads(item) for item in reversed(listed.items)],
                 "question_list": [json.loads(item) for item in asked.items],
+                "finding_list": [json.loads(item) for item in found.items],
             }
 
     facts = do(work)
@@ -125,16 +130,31 @@ def _show(console: Console, facts: dict[str, Any]) -> None:
         )  # fmt: skip
     if facts["task_list"]:
         console.print(table, soft_wrap=False)
-    for severity, count in facts["open_findings"].items():
-        console.print(Text(f"  {count} open findings: {severity}", style="yellow"))
+    _show_findings(console, facts["finding_list"], facts["open_findings"])
     for question in facts["question_list"]:
         console.print(Text(f"\n{question['text']}", style="bold yellow"))
-        console.print(Text(f"  company answer {question['id']} '…'"))
+        console.print(Text(f"  {typed(Settings())} answer {question['id']} '…'"))
+
+
+def _show_findings(console: Console, found: list[dict[str, Any]], counts: dict[str, int]) -> None:
+    """The worst open findings, a line each."""
+    if not found:
+        return
+    told = ", ".join(f"{counts[level]} {level}" for level in reversed(Severity) if level in counts)
+    console.print(Text(f"  Open findings: {told}", style="yellow"))
+    found.sort(key=lambda one: Severity(one["severity"]).rank, reverse=True)
+    for one in found[:_FINDINGS]:
+        place = f"{one['path'] or ''}{':' + str(one['line']) if one['line'] else ''}"
+        line = f"  {one['id'][:13]}  {one['severity']:<8} {one['rule']}  {place}  {one['message']}"
+        console.print(Text(_short(" ".join(line.rstrip().split("\n")), console.width)))
+    if len(found) > _FINDINGS:
+        console.print(Text(f"  … and {sum(counts.values()) - _FINDINGS} more; --json lists them", style="dim"))
 
 
 def _show_forecast(console: Console, forecast: dict[str, Any]) -> None:
     usd, tokens, seconds = (forecast[unit] for unit in ("usd", "tokens", "seconds"))
-    ends = f"${usd['low']} to ${usd['high']}, {tokens['low']:,} to {tokens['high']:,} tokens"
+    money = f"${usd['low']} to ${usd['high']}, " if float(usd["high"]) else ""
+    ends = f"{money}{tokens['low']:,} to {tokens['high']:,} tokens"
     console.print(Text(f"  will end at {ends}, {seconds['low']:,} to {seconds['high']:,} s of work"))
     for unit in ("usd", "tokens", "seconds"):
         verb = {"expected": "will", "possible": "may"}.get(forecast[unit]["reaches_limit"])

@@ -9,10 +9,13 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from pydantic import SecretStr
+from rich.text import Text
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from backend.adapters.db import migrate
 from backend.adapters.db.engine import Sessions, connect, sessions_of
 from backend.adapters.llm.replay import Recordings
+from backend.cli.screen import screen
 from backend.domain.config import RunConfig
 from backend.domain.ports import Bell
 from backend.engine.embedded import Addresses, Stack, attach
@@ -81,17 +84,29 @@ def reached(settings: Settings) -> Iterator[Settings]:
 
 @asynccontextmanager
 async def opened(settings: Settings) -> AsyncIterator[Company]:
-    """The company at these addresses; closed at the end."""
+    """The company at these addresses; closed at the end.
+
+    Raises `Unavailable` for a database that this release must migrate first; of one that a newer release made it tells.
+    """
     from backend.worker.bell import make_bell
 
     assert settings.database_url is not None
     engine = connect(settings.database_url.get_secret_value(), pool_size=3)
     bell = make_bell(settings)
     try:
+        await _fits(engine)
         yield Company(settings, sessions_of(engine), bell, Graphs())
     finally:
         await bell.close()
         await engine.dispose()
+
+
+async def _fits(engine: AsyncEngine) -> None:
+    found = await migrate.standing(engine)
+    if found.age == "older":
+        raise Unavailable(found.sentence, code="database_too_old")
+    if found.age == "newer":
+        screen(errors=True).print(Text(found.sentence, style="yellow"), soft_wrap=True)
 
 
 def do(work: Callable[[Company], Awaitable[Result]], settings: Settings | None = None) -> Result:

@@ -15,7 +15,7 @@ from backend.adapters.db.tables import ProjectRun
 from backend.cli import follow
 from backend.cli.place import Company, do
 from backend.cli.running import running
-from backend.cli.screen import screen
+from backend.cli.screen import screen, typed
 from backend.domain.config import Patch
 from backend.domain.run import RunStatus
 from backend.engine.embedded import attach
@@ -72,7 +72,7 @@ async def _run(
         if as_json:
             print(json.dumps({"run_id": str(run.id), "project_id": str(run.project_id), "status": run.status}))  # noqa: T201 - the output that was asked for
         else:
-            console.print(Text(f"Run {run.number} of {name} is queued: {run.id}\n  company watch {run.id}"))
+            console.print(Text(f"Run {run.number} of {name} is queued: {run.id}\n  {typed(Settings())} watch {run.id}"))
         return 0
     code = await follow.to_the_end(company, run.id, as_json=as_json)
     facts = await summary(company, run.id)
@@ -89,6 +89,15 @@ async def summary(company: Company, run_id: UUID) -> dict[str, Any]:
         run = await runs.get(session, run_id)
         repository = str(repositories.workspace_of(company.settings.home, run).git_dir)
         return {**await reports.of_run(session, run), "repository": repository, "project_id": str(run.project_id)}
+
+
+_NEXT = {
+    RunStatus.STOPPED_BUDGET: ("Go on", "retry {run} --budget-usd … (or --budget-tokens, --budget-seconds)"),
+    RunStatus.STOPPED_SECURITY: ("See why", "show {run}   then waive what may pass, or only: retry {run}"),
+    RunStatus.FAILED: ("Go on", "retry {run}   when its cause is gone; what was paid is not paid again"),
+    RunStatus.STOPPED_USER: ("Go on", "retry {run}"),
+}
+"""What a person may type next, by how a run ended."""
 
 
 def tell(console: Console, facts: dict[str, Any]) -> None:
@@ -110,3 +119,6 @@ def tell(console: Console, facts: dict[str, Any]) -> None:
     if Path(facts["repository"]).exists():
         console.print(Text(f"  Repository  {facts['repository']}"))
         console.print(Text(f"  Look        git clone {facts['repository']} result"))
+    if facts["status"] in _NEXT:
+        label, how = _NEXT[facts["status"]]
+        console.print(Text(f"  {label:<11} {typed(Settings())} {how.format(run=facts['run_id'][:13])}"))

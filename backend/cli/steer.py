@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from datetime import datetime
 from decimal import Decimal
 from functools import partial
 from typing import Any
@@ -17,7 +18,7 @@ from backend.cli.place import Company, do
 from backend.cli.screen import screen
 from backend.domain.config import Patch
 from backend.errors import Invalid
-from backend.operations import budgets, forks, lookups, questions, repositories, runs
+from backend.operations import budgets, findings, forks, lookups, questions, repositories, runs
 from backend.settings import Settings
 
 BY = "cli"
@@ -41,12 +42,12 @@ def order(verb: str, name: str) -> int:
     return do(work)
 
 
-def retry(name: str, usd: Decimal | None, tokens: int | None) -> int:
+def retry(name: str, usd: Decimal | None, tokens: int | None, seconds: int | None) -> int:
     """Let an ended run go on."""
 
     async def work(company: Company) -> int:
         async with transaction(company.sessions, company.bell) as session:
-            limits = runs.Limits(tokens=tokens, usd=usd)
+            limits = runs.Limits(tokens=tokens, usd=usd, seconds=seconds)
             _say(await runs.retry(session, await lookups.run_named(session, name), by=BY, limits=limits))
         return 0
 
@@ -80,6 +81,20 @@ def answer(name: str, text: str) -> int:
         async with transaction(company.sessions, company.bell) as session:
             question = await questions.answer(session, await lookups.question_named(session, name), text, by=BY)
             _say(await runs.get(session, question.run_id))
+        return 0
+
+    return do(work)
+
+
+def waive(name: str, by: str, reason: str, until: datetime) -> int:
+    """Let a finding pass until an instant."""
+
+    async def work(company: Company) -> int:
+        async with transaction(company.sessions, company.bell) as session:
+            finding_id = await lookups.finding_named(session, name)
+            found = await findings.waive(session, finding_id, by=by, reason=reason, until=until)
+            where = f" in {found.path}" if found.path else ""
+            screen().print(Text(f"{found.rule}{where} passes until {until:%Y-%m-%d}, by {found.waived_by}."))
         return 0
 
     return do(work)

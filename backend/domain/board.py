@@ -106,6 +106,15 @@ def new_card() -> Card:
     return {"status": str(TaskStatus.CREATED), "stage": str(Stage.IDLE), "rounds": 0, "feedback": []}
 
 
+def next_round(specs: Mapping[str, TaskSpec], prefix: str) -> int:
+    """Return the number of the next round of tasks that a gate makes, whose keys are `<prefix>-<round>-<number>`.
+
+    It counts over retries, which begin the gate's own count anew: a key names one task of a run for ever.
+    """
+    made = (key.split("-") for key in specs if key.startswith(f"{prefix}-"))
+    return 1 + max((int(parts[1]) for parts in made), default=0)
+
+
 def order(specs: Mapping[str, TaskSpec]) -> list[str]:
     """Return the keys, higher priority first, then by number."""
     return sorted(specs, key=lambda key: (-specs[key]["priority"], specs[key]["number"]))

@@ -52,10 +52,10 @@ def failed(checks: Sequence[Check]) -> bool:
 
 
 async def database(engine: AsyncEngine) -> Check:
-    """Reachable, new enough, migrated to the newest revision, and its books in order."""
+    """Reachable, new enough, migrated at least as far as this release needs, and its books in order."""
     try:
         async with asyncio.timeout(SECONDS), engine.connect() as connection:
-            return await _examine(connection, await migrate.revision(engine) or "")
+            return await _examine(connection, await migrate.standing(engine))
     except AWAY as error:
         said = str(getattr(error, "orig", None) or error).splitlines()
         return Check(
@@ -66,15 +66,15 @@ async def database(engine: AsyncEngine) -> Check:
         )
 
 
-async def _examine(connection: AsyncConnection, revision: str) -> Check:
+async def _examine(connection: AsyncConnection, found: migrate.Standing) -> Check:
     facts: dict[str, Any] = dict((await connection.execute(_FACTS)).mappings().one())
     name = f"PostgreSQL {facts['version']}"
     if facts["major"] < NEEDED_VERSION:
         return Check(
             "database", "fail", f"{name} is too old.", f"Set DATABASE_URL to version {NEEDED_VERSION} or newer."
         )
-    if revision != migrate.head():
-        stands = f"stands at revision {revision}" if revision else "has no tables yet"
+    if found.age == "older":
+        stands = f"stands at revision {found.revision}" if found.revision else "has no tables yet"
         return Check("database", "fail", f"{name} {stands}.", "Run `company migrate`.")
     trouble = (await connection.execute(_TROUBLE)).mappings().one()
     if trouble["ledger"]:
@@ -82,10 +82,14 @@ async def _examine(connection: AsyncConnection, revision: str) -> Check:
         return Check("database", "fail", f"{count} totals differ from their calls.", "Read the view v_ledger_check.")
     if trouble["stuck"]:
         return Check("database", "warn", f"{trouble['stuck']} runs do not move.", "Read the view v_stuck_runs.")
+    if found.age == "newer":
+        # No failure: the release before must go on serving while a newer one is rolled out.
+        sentence = f"{name} stands at revision {found.revision}, which a newer release made."
+        return Check("database", "warn", sentence, "Install the newer release here too.")
     if facts["fsync"] != "on":
         return Check("database", "warn", f"{name} runs with fsync off: a power cut loses data.", "Set fsync = on.")
     size = f"{facts['bytes'] / 1e6:.0f} MB"
-    return Check("database", "ok", f"{name} is at revision {revision} and holds {size}; its books are in order.")
+    return Check("database", "ok", f"{name} is at revision {found.revision} and holds {size}; its books are in order.")
 
 
 async def broker(redis_url: str) -> Check:

@@ -33,8 +33,14 @@ async def dead_letter_named(session: AsyncSession, name: str, *, tenant_id: UUID
     return _only(found, name, "dead letter", "`company dead-letters list` lists them")
 
 
+async def finding_named(session: AsyncSession, name: str, *, tenant_id: UUID = DEFAULT_TENANT) -> UUID:
+    """The finding that a person means; raises as `run_named` does."""
+    found = await _named(session, Finding, name, tenant_id)
+    return _only(found, name, "finding", "`company show` lists those that are open")
+
+
 async def _named(
-    session: AsyncSession, rows: type[ProjectRun] | type[Question] | type[DeadLetter], name: str, tenant_id: UUID
+    session: AsyncSession, rows: type[ProjectRun | Question | DeadLetter | Finding], name: str, tenant_id: UUID
 ) -> Sequence[UUID]:
     query = select(rows.id).where(rows.tenant_id == tenant_id).order_by(rows.created_at.desc(), rows.id.desc())
     if name == "last":

@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING
 from uuid import UUID, uuid4
 
 import asyncpg
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from backend.adapters import crashes, vitals
 from backend.adapters.bus import Waker
 from backend.adapters.crashes import crash_point
+from backend.adapters.db import migrate
 from backend.adapters.db.engine import AWAY, connect, sessions_of
 from backend.adapters.db.pool import open_pool
 from backend.adapters.llm.gateway import Gateway
@@ -105,6 +107,7 @@ class LoopThread:
             stack.push_async_callback(engine.dispose)
             pool = await self._open_pool(url)
             stack.push_async_callback(pool.close)
+            await _until_migrated(engine)
             gateway = Gateway(settings)
             stack.push_async_callback(gateway.close)
             heartbeat = Heartbeat(
@@ -152,6 +155,26 @@ class LoopThread:
             except AWAY as error:
                 _log.warning("The database cannot be reached yet: %s", error)
                 await asyncio.sleep(1)
+
+
+async def _until_migrated(engine: AsyncEngine) -> None:
+    """Wait for the tables that this release needs; a worker of the release before goes on beside a newer one."""
+    told = ""
+    while True:
+        try:
+            found = await migrate.standing(engine)
+        except AWAY as error:
+            said = f"The database cannot be reached yet: {getattr(error, 'orig', None) or error}"
+        else:
+            said = "" if found.age == "same" else found.sentence
+            if found.age != "older":
+                break
+        if said != told:
+            _log.warning("No run is taken yet. %s", said)
+        told = said
+        await asyncio.sleep(1)
+    if said:
+        _log.warning(said)
 
 
 def _keep_what_stays() -> None:

@@ -16,7 +16,7 @@ from backend.agents.desk import Meter
 from backend.agents.history import steady
 from backend.domain import effect as effects
 from backend.domain import gates, remit
-from backend.domain.board import TaskSpec, follow_up, new_card, order
+from backend.domain.board import TaskSpec, follow_up, new_card, next_round, order
 from backend.domain.comment import CommentType
 from backend.domain.effect import Effect
 from backend.domain.finding import FindingSource, Severity, fingerprint
@@ -245,7 +245,7 @@ def _bugs(visit: _Visit, report: TestReport) -> list[TaskSpec]:
     for case in sorted(_failed(report), key=lambda case: case.id):
         name = case.id.partition("::")[0]
         by_file.setdefault(name if len(by_file) < BUGS or name in by_file else list(by_file)[-1], []).append(case)
-    first, number = len(visit.specs) + 1, visit.known.get("rounds", 0) + 1
+    first, number = len(visit.specs) + 1, next_round(visit.specs, "bug")
     if not by_file:
         text = "\n".join([*report.reasons, steady(report.output)[-3000:]])
         return [_bug(f"bug-{number}-1", first, "Make the test suite pass", text, ["The whole test suite passes."])]

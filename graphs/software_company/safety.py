@@ -10,7 +10,7 @@ from backend.agents import security
 from backend.agents.desk import Meter
 from backend.domain import effect as effects
 from backend.domain import gates
-from backend.domain.board import TaskSpec, follow_up, new_card
+from backend.domain.board import TaskSpec, follow_up, new_card, next_round
 from backend.domain.comment import CommentType
 from backend.domain.effect import Effect
 from backend.domain.finding import FindingSource
@@ -41,7 +41,7 @@ async def security_scan(state: CompanyState, runtime: Runtime[RunContext]) -> Up
     verdict = gates.security(config, report, iteration=rounds, waived=context.waived)
     blocked = gates.blocking(config.gate, report.findings, context.waived)
     triage, meter = await _explain(state, context, number, report, blocked)
-    made = _fixes(state, rounds, blocked, report, triage) if verdict.decision is Decision.FIX else []
+    made = _fixes(state, blocked, report, triage) if verdict.decision is Decision.FIX else []
     known: Safety = {
         "rounds": rounds + (verdict.decision is Decision.FIX),
         "findings": len(report.findings),
@@ -94,17 +94,17 @@ def _discreet(triage: Triage, report: ScanReport) -> Triage:
 
 
 def _fixes(
-    state: CompanyState, rounds: int, blocked: Sequence[ScanFinding], report: ScanReport, triage: Triage | None
+    state: CompanyState, blocked: Sequence[ScanFinding], report: ScanReport, triage: Triage | None
 ) -> list[TaskSpec]:
     by_file: dict[str, list[ScanFinding]] = {}
     for found in security.worst_first(blocked):
         name = found.path or "the dependencies"
         by_file.setdefault(name if len(by_file) < FIXES or name in by_file else list(by_file)[-1], []).append(found)
-    first, made = len(state["specs"]) + 1, []
+    first, number, made = len(state["specs"]) + 1, next_round(state["specs"], "security"), []
     for at, (name, entries) in enumerate(sorted(by_file.items(), key=lambda item: _rank(item[1], triage)), 1):
         made.append(
             follow_up(
-                f"security-{rounds + 1}-{at}",
+                f"security-{number}-{at}",
                 first + at - 1,
                 title=f"Mend {len(entries)} security finding{'s' if len(entries) > 1 else ''} in {name}",
                 kind=TaskKind.SECURITY,
@@ -113,7 +113,7 @@ def _fixes(
             )
         )
     for run in gates.blind(report):
-        made.append(_unblind(f"security-{rounds + 1}-{len(made) + 1}", first + len(made), run))
+        made.append(_unblind(f"security-{number}-{len(made) + 1}", first + len(made), run))
     return made
 
 

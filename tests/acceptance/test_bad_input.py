@@ -16,6 +16,7 @@ from typing import Any
 import asyncpg
 import pytest
 
+from backend.adapters.db import migrate
 from backend.adapters.db.engine import Sessions
 from backend.operations import runs, templates
 from tests.acceptance.desk import Desk
@@ -84,6 +85,36 @@ async def test_a_database_of_a_newer_release_is_refused_and_left_as_it_is(shell:
     assert (done.returncode, "revision 9999" in done.stderr, "Traceback" in done.stderr) == (1, True, False), done
     assert await connection.fetchval("SELECT version_num FROM alembic_version") == "9999"
     await connection.close()
+
+
+async def test_a_database_of_the_release_before_is_to_be_migrated_first(shell: Shell, database_url: str) -> None:
+    connection = await asyncpg.connect(database_url)
+    await connection.execute("UPDATE alembic_version SET version_num = '0001'; ALTER TABLE projects DROP COLUMN brief")
+    await connection.close()
+    done = shell("runs", database=database_url)
+    assert (done.returncode, done.stdout) == (1, ""), done
+    assert "stands at revision 0001, this release needs" in done.stderr
+    assert "run `company migrate`" in done.stderr
+
+
+async def test_a_release_goes_on_over_the_database_of_the_next_one_and_says_so(shell: Shell, database_url: str) -> None:
+    connection = await asyncpg.connect(database_url)
+    await connection.execute("UPDATE alembic_version SET version_num = '9999'")
+    await connection.close()
+    done = shell("runs", "--json", database=database_url)
+    assert (done.returncode, done.stdout.strip()) == (0, "[]"), done
+    assert "revision 9999, which a newer release made" in done.stderr
+
+
+async def test_a_worker_waits_until_its_database_is_migrated(hire: Callable[..., Firm]) -> None:
+    firm = hire(SmallCompany())
+    [(newest,)] = await firm.query("UPDATE alembic_version SET version_num = '0001' RETURNING $1::text", migrate.head())
+    firm.start()
+    await firm.until(lambda: "No run is taken yet" in firm.log())
+    run_id = await firm.begin()
+    assert await firm.one("status", run_id) == "QUEUED"
+    await firm.query("UPDATE alembic_version SET version_num = $1", newest)
+    await firm.becomes(run_id, "RUNNING")
 
 
 @pytest.mark.parametrize(

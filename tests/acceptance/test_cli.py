@@ -132,6 +132,13 @@ def test_help_imports_neither_database_nor_models_nor_servers() -> None:
     assert done.stdout.strip() == "[]"
 
 
+def test_the_list_of_commands_says_of_each_what_it_does_in_whole_words(alone: Shell) -> None:
+    done = alone.run("--help")
+    cut = [line for line in done.stdout.splitlines()[1:] if line.endswith("...")]
+    assert (done.returncode, cut) == (0, []), done.stdout
+    assert alone.run("--version").stdout.startswith("company ")
+
+
 def test_every_end_has_an_exit_code_of_its_own() -> None:
     codes = [EXIT_CODES[status] for status in ENDED]
     assert len(set(codes)) == len(codes)
@@ -198,6 +205,15 @@ def test_a_run_is_followed_to_its_end_and_found_again(up: Up) -> None:
     assert (recorded.returncode, recorded.stdout.startswith("recording: 1")) == (0, True), recorded
     refused = up.shell.run("pause", run_id)
     assert (refused.returncode, "COMPLETED" in refused.stderr) == (1, True)
+
+
+def test_the_database_is_looked_into_and_not_changed(up: Up) -> None:
+    up.shell.run("run", "Build it.", "--wait", *up.settings())
+    done = up.shell.run("sql", "--csv", "SELECT status, progress FROM v_run_overview ORDER BY created_at DESC LIMIT 1")
+    assert (done.returncode, done.stdout.splitlines()) == (0, ["status,progress", "COMPLETED,100"]), done
+    for statement, says in (("DELETE FROM findings", "read-only"), ("SELECT nonsense", "nonsense")):
+        refused = up.shell.run("sql", statement)
+        assert (refused.returncode, says in refused.stderr) == (1, True), refused
 
 
 def test_json_output_of_a_run_is_json_alone(up: Up) -> None:
@@ -367,4 +383,10 @@ def test_a_credential_that_stays_in_the_code_ends_with_the_exit_code_of_security
         done = alone.run("run", BRIEF, "--template", "local", "--wait", *pairs, seconds=200)
         assert (done.returncode, "STOPPED_SECURITY" in done.stdout) == (4, True), done
         shown = alone.run("show")
-    assert (shown.returncode, "open findings" in shown.stdout) == (0, True), shown
+    assert (shown.returncode, "Open findings: 2 CRITICAL, 2 HIGH" in shown.stdout) == (0, True), shown
+    line = next(line for line in shown.stdout.splitlines() if " CRITICAL aws-access-key  textstat/words.py:" in line)
+    finding, reason = line.split()[0], ("--by", "ada", "--reason", "It is the key of an example.")
+    refused = alone.run("waive", finding, *reason, "--until", "2001-01-01")
+    assert (refused.returncode, "ends in the future" in refused.stderr) == (2, True), refused
+    waived = alone.run("waive", finding, *reason, "--until", "2999-12-31")
+    assert "aws-access-key in textstat/words.py passes until 2999-12-31, by ada." in waived.stdout, waived

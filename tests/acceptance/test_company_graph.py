@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -237,7 +238,8 @@ def leaking(mends: bool) -> SmallCompany:
     made = company.changes["bye"]
     company.changes["bye"] = lambda visit: [*made(visit), LEAK]
     mended = call("write_file", path="key.py", content='import os\n\nAPI_TOKEN = os.environ["API_TOKEN"]\n')
-    company.changes["security"] = lambda visit: [mended if mends else module("other", "other")]
+    tries = count()
+    company.changes["security"] = lambda visit: [mended if mends else module("other", f"try {next(tries)}")]
     return company
 
 
@@ -256,6 +258,8 @@ async def test_a_secret_that_stays_stops_the_run_and_a_waiver_lets_a_retry_throu
     assert run.verdicts("security") == ["fix", "stop"]
     assert await run.workspace.prepare(run.facts.config.workspace) == run.state["base"]
     (found,) = {effect["fingerprint"] for effect in run.of("record_finding") if effect["source"] == "security"}
+    assert await run.play() == "STOPPED_SECURITY", "a retry has rounds and tasks of its own"
+    assert {"security-1-1", "security-2-1"} <= run.tasks().keys()
     run.waived = frozenset({found})
     assert await run.play() == "COMPLETED"
 

@@ -57,6 +57,16 @@ async def test_an_empty_database_is_to_be_migrated(empty_database: Callable[[], 
     assert "has no tables yet" in check.sentence
 
 
+async def test_the_api_of_the_release_before_stays_ready_over_the_database_of_a_newer_one(
+    engine: AsyncEngine,
+) -> None:
+    async with engine.begin() as connection:
+        await connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    check = await health.database(engine)
+    assert (check.status, check.advice) == ("warn", "Install the newer release here too.")
+    assert "revision 9999" in check.sentence
+
+
 async def test_books_that_do_not_add_up_are_told(engine: AsyncEngine, sessions: Sessions, make_run: MakeRun) -> None:
     async with sessions.begin() as session:
         await make_run(session, spent_usd=1)

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from alembic import command
 from alembic.config import Config
@@ -53,6 +55,45 @@ async def revision(engine: AsyncEngine) -> str | None:
         return await connection.run_sync(read)
 
 
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Where a database stands, as this release sees it.
+
+    A release works on the database of the next one, so that a rolling upgrade stops nobody; never on an older one.
+    """
+
+    revision: str | None
+    age: Literal["older", "same", "newer"]
+
+    @property
+    def sentence(self) -> str:
+        """Where it stands and what to do."""
+        if self.revision is None:
+            return "The database has no tables yet: run `company migrate`."
+        if self.age == "older":
+            return (
+                f"The database stands at revision {self.revision}, this release needs {head()}: run `company migrate`."
+            )
+        if self.age == "same":
+            return f"The database stands at revision {self.revision}."
+        return (
+            f"The database stands at revision {self.revision}, which a newer release made; this one knows {head()} and "
+            "works on it only if it is the release before: install the newer one."
+        )
+
+
+async def standing(engine: AsyncEngine) -> Standing:
+    """Where the database stands, compared with what this release knows."""
+    at = await revision(engine)
+    if at == head():
+        return Standing(at, "same")
+    return Standing(at, "older" if at is None or at in _known() else "newer")
+
+
+def _known() -> set[str]:
+    return {script.revision for script in ScriptDirectory.from_config(configuration()).walk_revisions()}
+
+
 async def upgrade(url: str, *, to: str = "head") -> None:
     """Bring the database to a revision; nothing happens when it is there already.
 
@@ -78,14 +119,13 @@ async def upgrade(url: str, *, to: str = "head") -> None:
 async def _refuse_what_is_unknown(url: str) -> None:
     engine = create_async_engine(asyncpg_url(url), poolclass=NullPool)
     try:
-        at = await revision(engine)
+        found = await standing(engine)
     finally:
         await engine.dispose()
-    known = {script.revision for script in ScriptDirectory.from_config(configuration()).walk_revisions()}
-    if at is not None and at not in known:
+    if found.age == "newer":
         raise Unavailable(
-            f"The database is at revision {at}, which this release does not know (its newest is {head()}): install the "
-            "release that made it, or use another database or COMPANY_HOME.",
+            f"The database is at revision {found.revision}, which this release does not know (its newest is {head()}): "
+            "install the release that made it, or use another database or COMPANY_HOME.",
             code="database_too_new",
         )
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
 from typing import Any
 
 from backend.adapters.checks.scratch import Scratch
 from backend.adapters.sandbox import Sandbox
-from backend.adapters.scanners.found import Outcome, Raw, cut_short, failed, unreadable
+from backend.adapters.scanners.found import Outcome, Raw, cut_short, failed, installed, unreadable
 from backend.adapters.scanners.prepared import is_test
 from backend.domain.config import SandboxConfig
 from backend.domain.finding import Severity
@@ -26,7 +25,7 @@ _SEVERITY = {"LOW": Severity.LOW, "MEDIUM": Severity.MEDIUM, "HIGH": Severity.HI
 async def scan(place: Scratch, texts: Sequence[str], sandbox: Sandbox, config: SandboxConfig) -> Outcome:
     """Run bandit without the project's exclusions or waivers."""
     wanted = [path for path in texts if path.endswith((".py", ".pyw"))]
-    release = version("bandit")
+    release = installed("bandit")
     if not wanted:
         return Outcome(ScannerRun(NAME, release, 0, 0, 0.0))
     options = ["-r", ".", "-x", "/none", "--ignore-nosec", "-q", "-f", "json", "--exit-zero"]

@@ -17,7 +17,6 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from packaging.version import InvalidVersion, Version
 
 from backend.adapters.checks.scratch import Scratch
 from backend.adapters.scanners.declared import Declared, Dependency, declared
-from backend.adapters.scanners.found import Outcome, Raw
+from backend.adapters.scanners.found import Outcome, Raw, installed
 from backend.domain.finding import Severity
 from backend.domain.ports import ScannerRun
 
@@ -84,7 +83,7 @@ async def _audit(pinned: Sequence[Dependency], seconds: float | None) -> tuple[s
     lacking = "no complete advisory data can be reached"
     if seconds is not None:
         try:
-            return f"pip-audit {version('pip-audit')}", await _pip_audit(pinned, seconds), None
+            return f"pip-audit {installed('pip-audit')}", await _pip_audit(pinned, seconds), None
         except _NoAnswer as failed:
             lacking += f" ({failed})"
     data = await asyncio.to_thread(_shipped)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from backend.adapters.checks.scratch import Scratch
 from backend.adapters.sandbox import Sandbox
-from backend.adapters.scanners.found import Outcome, Raw, cut_short, failed, unreadable
+from backend.adapters.scanners.found import Outcome, Raw, cut_short, failed, installed, unreadable
 from backend.adapters.scanners.prepared import is_test
 from backend.domain.config import SandboxConfig
 from backend.domain.finding import Severity
@@ -25,7 +24,7 @@ _WORDS = {"Secret Keyword", "Basic Auth Credentials"}
 
 async def scan(place: Scratch, texts: Sequence[str], sandbox: Sandbox, config: SandboxConfig) -> Outcome:
     """Run every plug-in of detect-secrets without verification over the network."""
-    release = version("detect-secrets")
+    release = installed("detect-secrets")
     (place.control / "files.json").write_text(json.dumps(list(texts)))
     argv = [sys.executable, "-I", str(RUNNER), str(place.control / "files.json"), str(place.out / "secrets.json")]
     done = await sandbox.run(argv, root=place.root, cwd=place.tree, config=config, readonly=(RUNNER, place.control))

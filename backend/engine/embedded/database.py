@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -134,9 +135,9 @@ def _create(place: Place, data: Path, secret: str, *, durable: bool) -> None:
         for argv, stdin in steps:
             done = run_once(argv, environment=CLEAN, identity=place.identity, seconds=120, stdin=stdin)
             if done.returncode != 0:
-                said = (done.stderr.strip() or done.stdout.strip()).splitlines()
+                said = _causes(done.stderr.strip() or done.stdout.strip())
                 raise Unavailable(
-                    f"PostgreSQL could not make its data in {data}: {' / '.join(said[-3:])} "
+                    f"PostgreSQL could not make its data in {data}: {said}. "
                     "Check the free space and the rights of that directory.",
                     code="embedded_postgres_failed",
                 )
@@ -144,6 +145,13 @@ def _create(place: Place, data: Path, secret: str, *, durable: bool) -> None:
     finally:
         given.unlink(missing_ok=True)
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _causes(said: str) -> str:
+    """What a program of PostgreSQL says went wrong; where it does not, its last lines."""
+    lines = [" ".join(line.split()) for line in said.splitlines() if line.strip()]
+    causes = [line for line in lines if re.search(r"\b(FATAL|PANIC|ERROR|error|could not)\b", line)]
+    return " / ".join((causes or lines)[-3:]).rstrip(".")
 
 
 def check_major(programs: Binaries, data: Path) -> None:

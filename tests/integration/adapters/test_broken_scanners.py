@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from uuid import uuid4
 
@@ -16,7 +17,9 @@ import pytest
 
 from backend.adapters.checks.program import ProgramChecks
 from backend.adapters.sandbox import Sandbox, plan
+from backend.adapters.scanners.found import installed
 from backend.adapters.workspace import GitWorkspace
+from backend.domain import gates
 from backend.domain.config import ChecksConfig, RunConfig, SandboxConfig, WorkspaceConfig
 from backend.domain.ports import ScannerRun
 from backend.domain.role import Role
@@ -130,6 +133,15 @@ def case(request: pytest.FixtureRequest, bench: Bench) -> Case:
     if bench.sandbox.level == "landlock" and os.geteuid() == 0:
         pytest.skip("the sandbox's user cannot read the test's programs below a directory that only root may enter")
     return found
+
+
+async def test_a_scanner_whose_package_is_missing_is_named_and_fails_its_gate(bench: Bench) -> None:
+    case = SCANNERS[0]
+    bench.furnish(case, f"echo '{PYTHON}: No module named bandit' >&2; exit 1", "")
+    run = await bench.judge(case, seconds=60)
+    assert (run.failed or "").endswith("No module named bandit")
+    assert gates.mendable(run) is False
+    assert (installed("bandit"), installed("no-package-has-this-name")) == (version("bandit"), "")
 
 
 async def test_a_program_that_answers_and_ends_is_believed(bench: Bench, case: Case) -> None:

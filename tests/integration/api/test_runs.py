@@ -417,3 +417,13 @@ async def test_two_runs_are_compared_also_where_nothing_was_committed(client: ht
     assert (
         (await client.get(f"/api/runs/{first['id']}/compare/{first['id']}")).json()["no_diff"].startswith("Run 1 has")
     )
+
+
+async def test_a_database_of_another_release_is_named_as_what_it_is(
+    client: httpx.AsyncClient, sessions: Sessions
+) -> None:
+    async with sessions.begin() as session:
+        await session.execute(text("ALTER TABLE questions RENAME COLUMN due_at TO due"))
+    answer = await client.get("/api/questions")
+    assert (answer.status_code, answer.json()["code"]) == (503, "database_not_migrated")
+    assert "company migrate" in answer.json()["detail"]

@@ -26,6 +26,12 @@ def test_only_tasks_whose_dependencies_are_done_start() -> None:
     assert board.ready(SPECS, cards) == ["d", "b", "c"]
 
 
+def test_rounds_of_a_gate_are_counted_over_retries() -> None:
+    made = {key: spec(key, 1) for key in ("bug-1-1", "bug-2-1", "bug-2-2", "security-9-1", "a")}
+    assert [board.next_round(made, prefix) for prefix in ("bug", "security")] == [3, 10]
+    assert board.next_round(SPECS, "bug") == 1
+
+
 def test_what_was_sent_back_goes_first() -> None:
     cards = {key: new_card() for key in SPECS} | {"b": card("IN_PROGRESS", Stage.SENT_BACK)}
     assert board.startable(SPECS, cards, 2) == ["b", "d"]
