@@ -139,7 +139,8 @@ def _faults(errors: Sequence[Any]) -> Iterator[Fault]:
             continue
         steps = path if place == "body" else [place, *path]
         pointer = "".join("/" + step.replace("~", "~0").replace("/", "~1") for step in steps)
-        yield Fault(pointer[:300], str(error["msg"])[:500])
+        said = "There is no such field; /docs lists them" if error["type"] == "extra_forbidden" else str(error["msg"])
+        yield Fault(pointer[:300], said[:500])
 
 
 async def _http(request: Request, error: Exception) -> Response:

@@ -46,6 +46,7 @@ def _lines(side: Mapping[str, Any]) -> dict[str, str]:
     findings = (f"{found['count']} {found['severity']} {found['status']}" for found in side["findings_by"])
     gates = {gate["gate"]: gate["decision"] for gate in side["gates"]}
     return {
+        "id": side["run_id"][:13],
         "status": side["status"],
         "USD": spent["usd"],
         "tokens": f"{spent['tokens']:,}",

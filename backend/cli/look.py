@@ -28,6 +28,8 @@ from backend.settings import Settings
 
 _FINDINGS = 15
 """Open findings that `show` lists."""
+_WIDE = 120
+"""Columns of a screen on which `runs` tells all it knows."""
 _MARKS = {"ok": ("ok  ", "green"), "warn": ("warn", "yellow"), "fail": ("FAIL", "bold red")}
 
 
@@ -39,11 +41,16 @@ def _short(text: str, most: int) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
-def _table(*columns: str) -> Table:
+def _table(*columns: str, gives: str) -> Table:
+    """A table whose column `gives` becomes narrower where the screen is too narrow for all."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
     for column in columns:
-        table.add_column(column, no_wrap=True, overflow="ellipsis")
+        table.add_column(column, no_wrap=column != gives, overflow="ellipsis")
     return table
+
+
+def _cut(text: str, most: int) -> Text:
+    return Text(_short(text, most), no_wrap=True, overflow="ellipsis")
 
 
 def runs(status: str | None, limit: int, *, as_json: bool) -> int:
@@ -64,13 +71,14 @@ def runs(status: str | None, limit: int, *, as_json: bool) -> int:
     if as_json:
         _print_json(rows)
         return 0
-    table = _table("run", "project", "#", "status", "node", "%", "tokens", "USD", "begun")
+    wide = ("#", "node", "begun") if screen().width >= _WIDE else ()
+    table = _table("run", "project", "status", "%", "tokens", "USD", *wide, gives="project")
     for row in rows:
         tokens = row["spent_tokens_input"] + row["spent_tokens_output"]
+        more = (str(row["number"]), row["current_node"] or "", row["created_at"][:19])
         table.add_row(
-            row["id"][:13], Text(_short(row["project"], 40)), str(row["number"]), row["status"],
-            row["current_node"] or "",
-            str(row["progress"]), f"{tokens:,}", f"{float(row['spent_usd']):.4f}", row["created_at"][:19],
+            row["id"][:13], _cut(row["project"], 40), row["status"], str(row["progress"]), f"{tokens:,}",
+            f"{float(row['spent_usd']):.4f}", *(more if wide else ()),
         )  # fmt: skip
     screen().print(table if rows else "There are no runs yet; `company run BRIEF` starts one.", soft_wrap=not rows)
     return 0
@@ -122,10 +130,10 @@ def _show(console: Console, facts: dict[str, Any]) -> None:
     console.print(Text(f"  {facts['repository']}"))
     if facts["error"]:
         console.print(Text(f"  {facts['error']}", style="yellow"))
-    table = _table("task", "title", "role", "status", "rounds", "commit")
+    table = _table("task", "title", "role", "status", "rounds", "commit", gives="title")
     for task in facts["task_list"]:
         table.add_row(
-            task["key"], Text(_short(task["title"], 60)), task["assigned_role"], task["status"], str(task["iteration"]),
+            task["key"], _cut(task["title"], 60), task["assigned_role"], task["status"], str(task["iteration"]),
             (task["commit"] or "")[:10],
         )  # fmt: skip
     if facts["task_list"]:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
 from pydantic import SecretStr
 from rich.text import Text
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 from backend.adapters.db import migrate
 from backend.adapters.db.engine import Sessions, connect, sessions_of
@@ -76,9 +75,11 @@ def reached(settings: Settings) -> Iterator[Settings]:
             f"No company runs here and {settings.home} holds none: start one with `company up`, or name its servers in "
             "DATABASE_URL and REDIS_URL."
         )
-    with Stack.start(settings) as stack:
-        started = with_addresses(settings, stack.addresses)
-        asyncio.run(prepare(started))
+    with ExitStack() as held:
+        with screen(errors=True).status("Starting the database and the broker of this directory for a moment …"):
+            stack = held.enter_context(Stack.start(settings))
+            started = with_addresses(settings, stack.addresses)
+            asyncio.run(prepare(started))
         yield started
 
 
@@ -94,15 +95,14 @@ async def opened(settings: Settings) -> AsyncIterator[Company]:
     engine = connect(settings.database_url.get_secret_value(), pool_size=3)
     bell = make_bell(settings)
     try:
-        await _fits(engine)
+        _check(await migrate.standing(engine))
         yield Company(settings, sessions_of(engine), bell, Graphs())
     finally:
         await bell.close()
         await engine.dispose()
 
 
-async def _fits(engine: AsyncEngine) -> None:
-    found = await migrate.standing(engine)
+def _check(found: migrate.Standing) -> None:
     if found.age == "older":
         raise Unavailable(found.sentence, code="database_too_old")
     if found.age == "newer":

@@ -7,8 +7,7 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
-
-from sqlalchemy.engine import make_url
+from urllib.parse import unquote, urlsplit
 
 from backend.cli.place import reached
 from backend.engine.embedded import binaries
@@ -25,12 +24,14 @@ def sql(statement: str | None, *, as_csv: bool) -> int:
     with reached(Settings()) as found:
         assert found.database_url is not None
         assert found.redis_url is not None
-        url = make_url(found.database_url.get_secret_value().replace("postgres://", "postgresql://", 1))
+        url = urlsplit(found.database_url.get_secret_value())
         environment = found.for_child(
             database_url=found.database_url.get_secret_value(), redis_url=found.redis_url.get_secret_value()
         )
-        environment |= {"PGPASSWORD": str(url.password or ""), "PGOPTIONS": READ_ONLY, "PGAPPNAME": "company sql"}
-        address = url._replace(drivername="postgresql", password=None).render_as_string()
+        environment |= {"PGPASSWORD": unquote(url.password or ""), "PGOPTIONS": READ_ONLY, "PGAPPNAME": "company sql"}
+        people, _, place = url.netloc.rpartition("@")  # the password is not for the list of processes
+        user = people.partition(":")[0]
+        address = url._replace(scheme="postgresql", netloc=f"{user}@{place}" if user else place).geturl()
         argv = [program, "--no-password", "--variable=ON_ERROR_STOP=1", "--pset=expanded=auto", f"--dbname={address}"]
         argv += ["--csv"] if as_csv else []
         argv += [] if statement is None else ["--no-psqlrc", "--pset=pager=off", f"--command={statement}"]

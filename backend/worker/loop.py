@@ -132,9 +132,8 @@ class LoopThread:
                 owner=self.name,
                 leftovers=leftovers,
             )
-            reaper = Reaper(sessions, self._bell, every=settings.engine.reaper_seconds)
             background = [
-                asyncio.create_task(reaper.run()),
+                asyncio.create_task(Reaper(sessions, self._bell, every=settings.engine.reaper_seconds).run()),
                 asyncio.create_task(leftovers.keep_sweeping(every=_SWEEP_SECONDS)),
                 asyncio.create_task(vitals.publish(settings.redis_url.get_secret_value(), self.name)),
             ]

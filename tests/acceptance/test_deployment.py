@@ -86,6 +86,18 @@ def test_every_port_of_the_compose_file_is_published_on_loopback_only() -> None:
     assert all(port.startswith("127.0.0.1:") for port in ports)
 
 
+def test_services_wait_only_for_what_is_there_and_says_how_it_is() -> None:
+    file = compose()
+    for name, service in file["services"].items():
+        for needed, wanted in service.get("depends_on", {}).items():
+            other = file["services"][needed]
+            assert wanted["condition"] != "service_healthy" or "healthcheck" in other, (name, needed)
+            assert wanted["condition"] != "service_completed_successfully" or other["restart"] == "no", (name, needed)
+        mounted = {volume.split(":")[0] for volume in service.get("volumes", []) if not volume.startswith(".")}
+        assert mounted <= file["volumes"].keys(), name
+        assert {config["source"] for config in service.get("configs", [])} <= file["configs"].keys(), name
+
+
 def test_pgadmin_is_told_of_the_server_that_is_there() -> None:
     [server] = json.loads((ROOT / "deploy" / "pgadmin" / "servers.json").read_text())["Servers"].values()
     database = compose()["services"][server["Host"]]["environment"]

@@ -81,7 +81,7 @@ class OpenAIProviders:
             _scrub(capture, key)
             if not dialect.learn(capture.status, failures.error_in(bytes(capture.body))[0].lower()):
                 break
-        heard = _heard(capture, raised, choice)
+        heard = _heard(capture, raised, choice, base_url)
         if heard.usage is None:
             dialect.metered(streamed=listener is not None)
         return heard
@@ -214,12 +214,14 @@ class _Listener:
         return failure
 
 
-def _heard(capture: Capture, raised: BaseException | None, choice: Choice) -> Heard:
+def _heard(capture: Capture, raised: BaseException | None, choice: Choice, base_url: str) -> Heard:
     where = f"The model {choice.model} of provider {choice.provider}"
     if capture.status is not None and capture.status >= 300:
         raise failures.of_status(capture, where=where, now=datetime.now(UTC))
     if (broken := _broken(raised)) is not None:
         kind, why = broken
+        if kind == "connection" and not capture.sent:
+            why = f"could not be reached at {base_url}: start it, or name another in models.providers"
         billed = usage_in(bytes(capture.body))
         unknown = capture.sent and billed is None
         raise CallFailed(kind, f"{where} {why}.", billed=billed, may_be_billed=unknown) from raised
@@ -254,7 +256,7 @@ def _broken(raised: BaseException | None) -> tuple[FailureKind, str] | None:
         if isinstance(seen, TimeoutError | httpx2.TimeoutException):
             return "timeout", "did not answer in time"
         if isinstance(seen, httpx2.TransportError):
-            return "connection", f"broke the connection off or could not be reached ({type(seen).__name__})"
+            return "connection", f"broke the connection off ({type(seen).__name__})"
         seen = seen.__cause__
     return None
 

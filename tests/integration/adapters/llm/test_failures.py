@@ -128,6 +128,7 @@ async def test_an_endpoint_that_is_not_there_bills_nothing(caller: Caller) -> No
     failure = await caller.failure(config)
     assert (failure.kind, failure.may_be_billed, failure.billed) == ("connection", False, None)
     assert "loop" in failure.message
+    assert f"could not be reached at {server.base_url}: start it" in failure.message
 
 
 @BOTH
