@@ -13,6 +13,7 @@ from backend.cli.start import tell
 
 def summary(status: str, error: str | None) -> str:
     facts: dict[str, Any] = {
+        "run_id": "01a213df-e9f9-7e2a-9c05-2f13460039ef",
         "number": 1,
         "status": status,
         "error": error,
