@@ -16,9 +16,11 @@ from uuid import UUID
 import asyncpg
 
 from backend.adapters.db.engine import Sessions, connect, sessions_of, transaction
+from backend.adapters.db.pool import open_pool
 from backend.cli.place import prepare
 from backend.domain.run import RunStatus
 from backend.engine import claims
+from backend.engine.claiming import claim
 from backend.engine.reaper import Reaper
 from backend.operations import pages, projects, runs
 from backend.settings import Settings
@@ -55,8 +57,8 @@ class Silent:
 class Steps:
     """What is timed, each on its own."""
 
-    def __init__(self, sessions: Sessions) -> None:
-        self._sessions, self._bell = sessions, Silent()
+    def __init__(self, sessions: Sessions, pool: Any) -> None:
+        self._sessions, self._pool, self._bell = sessions, pool, Silent()
         self._reaper = Reaper(sessions, self._bell, every=2)
 
     async def _timed(self, work: Callable[[], Awaitable[Any]]) -> tuple[float, Any]:
@@ -87,7 +89,8 @@ class Steps:
             return run.id
 
     async def _claim(self, run_id: UUID) -> Any:
-        return await claims.claim(self._sessions, self._bell, run_id, owner="bench", lease_seconds=15, max_claims=5)
+        who = {"owner": "bench", "lease_seconds": 15.0, "max_claims": 5}
+        return await claim(self._sessions, self._pool, self._bell, run_id, **who)
 
     async def _list(self) -> Any:
         async with self._sessions() as session:
@@ -106,7 +109,8 @@ async def fill(place: Servers, url: str, count: int) -> None:
 async def bench(place: Servers, urls: dict[int, str], times: int) -> dict[int, dict[str, float]]:
     """A database for each number of runs; each step takes its turn in all of them."""
     engines = {count: connect(url, pool_size=2) for count, url in urls.items()}
-    steps = {count: Steps(sessions_of(engine)) for count, engine in engines.items()}
+    pools = {count: await open_pool(url, size=2) for count, url in urls.items()}
+    steps = {count: Steps(sessions_of(engine), pools[count]) for count, engine in engines.items()}
     for count, url in urls.items():
         await fill(place, url, count)
         await steps[count].project()
@@ -114,8 +118,9 @@ async def bench(place: Servers, urls: dict[int, str], times: int) -> dict[int, d
     for number in range(times + WARM):
         for count in urls if number % 2 else reversed(urls):
             samples[count].append(await steps[count].once())
-    for engine in engines.values():
+    for count, engine in engines.items():
         await engine.dispose()
+        await pools[count].close()
     return {
         count: {name: statistics.median(one[name] for one in found[WARM:]) for name in found[0]}
         for count, found in samples.items()

@@ -33,13 +33,25 @@ class Waker:
 
     def __init__(self, url: str) -> None:
         self._redis: Redis = Redis.from_url(url, socket_timeout=2, socket_connect_timeout=2)
+        self._due: set[UUID] = set()
+        self._waking: asyncio.Task[None] | None = None
 
     async def wake(self, run_id: UUID) -> None:
-        """Tell the followers of a run."""
-        try:
-            await self._redis.publish(CHANNEL, str(run_id))
-        except _AWAY as error:
-            _log.debug("A wake-up was lost: %s", error)
+        """Tell the followers of a run: now, or with others once what is on its way has arrived; nobody waits for it."""
+        self._due.add(run_id)
+        if self._waking is None or self._waking.done():
+            self._waking = asyncio.create_task(self._wake_all())
+
+    async def _wake_all(self) -> None:
+        while self._due:
+            due, self._due = self._due, set()
+            try:
+                async with self._redis.pipeline(transaction=False) as together:
+                    for run_id in due:
+                        together.publish(CHANNEL, str(run_id))
+                    await together.execute()
+            except _AWAY as error:
+                _log.debug("%s wake-ups were lost: %s", len(due), error)
 
     async def say(self, run_id: UUID, words: bytes) -> bool:
         """Tell who listens to a run at this moment what a model says; whether anybody did."""
@@ -50,7 +62,9 @@ class Waker:
             return False
 
     async def close(self) -> None:
-        """Close the connection."""
+        """Close the connection, once what is due has been told."""
+        if self._waking is not None:
+            await asyncio.wait([self._waking])
         with suppress(*_AWAY):
             await self._redis.aclose()
 

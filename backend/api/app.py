@@ -30,6 +30,7 @@ from backend.api import (
 )
 from backend.api.installation import Installation
 from backend.api.streams import Streams
+from backend.api.turns import Turns
 
 ROUTERS = (
     templates.router,
@@ -60,6 +61,7 @@ def create_app(installation: Installation) -> FastAPI:
     app = FastAPIOffline(title="The company", version="1", description=DESCRIPTION, lifespan=_life)
     app.state.installation = installation
     app.state.readers = _readers(installation)
+    app.state.turns = Turns()
     app.state.streams = Streams(app.state.readers, installation.followers)
     for router in ROUTERS:
         app.include_router(router)

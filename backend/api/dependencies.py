@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any
 from uuid import UUID
@@ -18,6 +18,7 @@ from starlette.requests import HTTPConnection
 
 from backend.adapters.db.engine import transaction
 from backend.api.installation import Installation
+from backend.api.turns import Turns
 from backend.domain.config import RunConfig
 from backend.domain.ids import DEFAULT_TENANT
 from backend.errors import Conflict, Fault, Invalid
@@ -122,9 +123,15 @@ def actor(
 By = Annotated[str, Depends(actor)]
 
 
+def _turn(request: Request) -> AbstractAsyncContextManager[None]:
+    """A turn at what the path names, such as a run."""
+    turns: Turns = request.app.state.turns
+    return turns.turn(next(iter(request.path_params.values()), None))
+
+
 async def changing(request: Request, here: Here, by: By) -> AsyncIterator[Command]:
     """A command without an idempotency key, for PATCH and DELETE."""
-    async with transaction(here.sessions, here.bell) as session:
+    async with transaction(here.sessions, here.bell, turn=_turn(request)) as session:
         yield Command(session, DEFAULT_TENANT, by, request.scope["request_id"])
 
 
@@ -142,7 +149,7 @@ async def posting(
 ) -> AsyncIterator[Command]:
     """A command that is done once for each `Idempotency-Key`."""
     request_hash = await _hash_of(request) if idempotency_key is not None else ""
-    async with transaction(here.sessions, here.bell) as session:
+    async with transaction(here.sessions, here.bell, turn=_turn(request)) as session:
         if idempotency_key is not None:
             again = await idempotency.claim(session, DEFAULT_TENANT, idempotency_key, request_hash)
             if again is not None:

@@ -19,6 +19,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError, StatementError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 
+from backend.adapters.db.engine import DRIVER
 from backend.errors import CompanyError, Conflict, Fault, Forbidden, Invalid, LimitReached, NotFound, Unavailable
 
 MEDIA_TYPE = "application/problem+json"
@@ -109,6 +110,8 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(SQLAlchemyError, _database)
     app.add_exception_handler(OSError, _away)
     app.add_exception_handler(TimeoutError, _away)
+    for kind in DRIVER:
+        app.add_exception_handler(kind, _away)
     app.add_exception_handler(Exception, _unexpected)
 
 

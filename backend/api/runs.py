@@ -130,22 +130,22 @@ async def pause_run(run_id: UUID, command: Posting, body: RunPause | None = None
 
     Asking twice is the same as asking once; at once makes more of a pause that was asked for before.
     """
-    await runs.pause(command.session, run_id, by=command.by, at_once=body is not None and body.at_once)
-    return await _answer(command, run_id)
+    run = await runs.pause(command.session, run_id, by=command.by, at_once=body is not None and body.at_once)
+    return await _answer(command, run)
 
 
 @router.post("/{run_id}/resume", response_model=RunView, summary="Resume a run", responses=documented(404, 409, 422))
 async def resume_run(run_id: UUID, command: Posting) -> Response:
     """Let a paused run go on, or take back a pause that was asked for."""
-    await runs.resume(command.session, run_id, by=command.by)
-    return await _answer(command, run_id)
+    run = await runs.resume(command.session, run_id, by=command.by)
+    return await _answer(command, run)
 
 
 @router.post("/{run_id}/stop", response_model=RunView, summary="Stop a run", responses=documented(404, 409, 422))
 async def stop_run(run_id: UUID, command: Posting) -> Response:
     """End a run: at once where no worker holds it, else within seconds."""
-    await runs.stop(command.session, run_id, by=command.by)
-    return await _answer(command, run_id)
+    run = await runs.stop(command.session, run_id, by=command.by)
+    return await _answer(command, run)
 
 
 @router.post("/{run_id}/retry", response_model=RunView, summary="Retry a run", responses=documented(404, 409, 422))
@@ -153,8 +153,8 @@ async def retry_run(run_id: UUID, command: Posting, body: RunRetry | None = None
     """Let a run that failed or was stopped go on from its last checkpoint, with higher limits if some are given."""
     budget = body.budget if body is not None else NewLimits()
     limits = runs.Limits(budget.tokens, budget.usd, budget.seconds)
-    await runs.retry(command.session, run_id, by=command.by, limits=limits)
-    return await _answer(command, run_id)
+    run = await runs.retry(command.session, run_id, by=command.by, limits=limits)
+    return await _answer(command, run)
 
 
 @router.post(
@@ -182,7 +182,6 @@ async def fork_run(run_id: UUID, command: Posting, here: Here, body: RunFork | N
     return await command.answer(row, 201, Location=f"/api/runs/{run.id}", ETag=f'"{run.version}"')
 
 
-async def _answer(command: Command, run_id: UUID) -> Response:
-    run = await runs.get(command.session, run_id)
-    row = await runs.VIEW.one(command.session, ProjectRun.id == run_id)
+async def _answer(command: Command, run: ProjectRun) -> Response:
+    row = await runs.VIEW.one(command.session, ProjectRun.id == run.id)
     return await command.answer(row, ETag=f'"{run.version}"')

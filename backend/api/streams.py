@@ -15,9 +15,7 @@ from collections.abc import AsyncIterator
 from typing import Any, Generic
 from uuid import UUID
 
-from sqlalchemy.exc import SQLAlchemyError
-
-from backend.adapters.db.engine import Sessions
+from backend.adapters.db.engine import AWAY, Sessions
 from backend.api.event_logs import Entry, Log, Look, P, Place, RunLog, TenantLog
 from backend.api.installation import Followers
 
@@ -133,7 +131,7 @@ class Streams:
         while not self._closing:
             try:
                 return await log.look(after)
-            except (SQLAlchemyError, OSError, TimeoutError) as error:
+            except AWAY as error:
                 _log.warning("Events cannot be read at the moment: %s", type(error).__name__)
                 await asyncio.sleep(POLL_SECONDS)
         return None

@@ -8,9 +8,7 @@ import sys
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, entry_points, version
 
-from sqlalchemy.exc import SQLAlchemyError
-
-from backend.adapters.db.engine import connect, sessions_of
+from backend.adapters.db.engine import AWAY, connect, sessions_of
 from backend.adapters.sandbox import Sandbox
 from backend.domain.config import RunConfig, SandboxConfig
 from backend.engine import health
@@ -50,7 +48,7 @@ async def examine_rows(settings: Settings) -> list[Check]:
     try:
         async with asyncio.timeout(DEEP_SECONDS), sessions_of(engine)() as session:
             return [_told(checked) for checked in await invariants.check(session)]
-    except (SQLAlchemyError, OSError, TimeoutError) as error:
+    except AWAY as error:
         said = str(getattr(error, "orig", None) or error).splitlines()
         sentence = f"The rows cannot be read: {said[0] if said else 'no answer in time'}."
         return [Check("invariants", "fail", sentence, "See what `company doctor` says of the database.")]

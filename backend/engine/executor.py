@@ -32,7 +32,8 @@ from backend.domain.graph import RECURSION_LIMIT
 from backend.domain.ports import Bell, Held, StepFailed
 from backend.domain.run import Request, RunStatus
 from backend.engine import claims
-from backend.engine.claims import Claimed, interrupt_key
+from backend.engine.claiming import Claimed, claim
+from backend.engine.claims import interrupt_key
 from backend.engine.context import Seats, Workbenches, context_of
 from backend.engine.journal import Books, Transport, warn_of_time
 from backend.engine.leases import BEFORE_THE_NEXT_CALL, Heartbeat, Lease
@@ -134,8 +135,9 @@ class Executor:
             del self._claiming[run_id]
 
     async def _claim_once(self, run_id: UUID, *, upto: int | None = None) -> Claimed | None:
-        return await claims.claim(
+        return await claim(
             self.sessions,
+            self.pool,
             self.bell,
             run_id,
             owner=self.owner,

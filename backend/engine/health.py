@@ -13,11 +13,11 @@ from typing import Any, Literal
 
 from redis.exceptions import RedisError
 from sqlalchemy import text
-from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from backend.adapters import vitals
 from backend.adapters.db import migrate
+from backend.adapters.db.engine import AWAY
 
 SECONDS = 5.0
 NEEDED_VERSION = 18
@@ -56,7 +56,7 @@ async def database(engine: AsyncEngine) -> Check:
     try:
         async with asyncio.timeout(SECONDS), engine.connect() as connection:
             return await _examine(connection, await migrate.standing(engine))
-    except (SQLAlchemyError, OSError, TimeoutError) as error:
+    except AWAY as error:
         said = str(getattr(error, "orig", None) or error).splitlines()
         return Check(
             "database",

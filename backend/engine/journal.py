@@ -50,7 +50,7 @@ from backend.domain.words import Token
 from backend.engine.leases import Lease
 from backend.engine.speech import Say, Speech
 from backend.errors import CompanyError, Unavailable
-from backend.operations.ledger import CANCELLED
+from backend.operations.ledger import CANCELLED, GONE
 
 _log = logging.getLogger(__name__)
 _MARKS = frozenset({"usage_estimated", "ceiling_booked", "recorded_cost_usd"})
@@ -209,14 +209,30 @@ class Journal:
 
     async def _shielded(self, request: ModelRequest, attempt: Attempt) -> Exchange:
         """Reserve, send and book; once sent, only a stop cuts it, whatever becomes of the node."""
-        call, money_counts = await self._reserve(attempt)
-        crash_point("reserve")
-        task = asyncio.create_task(self._exchange(request, attempt, call, money_counts=money_counts))
+        gone = asyncio.Event()
+        task = asyncio.create_task(self._reserve_and_send(request, attempt, gone))
         self._books.in_flight.add(task)
         task.add_done_callback(self._books.in_flight.discard)
         # When the node is gone nobody asks for the result: what went wrong is booked all the same.
         task.add_done_callback(lambda done: done.cancelled() or done.exception())
-        return await asyncio.shield(task)
+        try:
+            return await asyncio.shield(task)
+        finally:
+            gone.set()
+
+    async def _reserve_and_send(self, request: ModelRequest, attempt: Attempt, gone: asyncio.Event) -> Exchange:
+        reserving = asyncio.ensure_future(self._reserve(attempt))
+        try:
+            call, money_counts = await asyncio.shield(reserving)
+        except asyncio.CancelledError:
+            gone.set()
+            call, money_counts = await reserving
+        if gone.is_set():
+            # The node was cut while its call was being reserved, which nobody can take back half way.
+            await self._book(attempt, call, Outcome("released", error=GONE), None)
+            raise asyncio.CancelledError
+        crash_point("reserve")
+        return await self._exchange(request, attempt, call, money_counts=money_counts)
 
     async def _reserve(self, attempt: Attempt) -> tuple[UUID, bool]:
         """Hold the worst case; returns the call's row, and whether any limit in USD counts it."""
@@ -427,6 +443,8 @@ def _events(attempt: Attempt, outcome: Outcome) -> list[tuple[str, dict[str, Any
     marks = (outcome.response or {}).get("marks", {})
     if marks.get("usage_estimated"):
         told["usage"] = "ceiling" if marks.get("ceiling_booked") else "estimated"
+    if outcome.status == "released":
+        return []
     listed = [("model.called", told) if outcome.status == "done" else ("model.failed", told | {"error": outcome.error})]
     over_tokens = usage.total - attempt.quote.tokens
     over_usd = outcome.cost_usd - (attempt.quote.usd or outcome.cost_usd)

@@ -22,6 +22,7 @@ from langgraph.runtime import RunControl
 from backend import metrics
 from backend.adapters.db.checkpointer import LeaseLost
 from backend.adapters.db.commit import Fence
+from backend.adapters.db.engine import DRIVER
 from backend.adapters.db.pool import plain_url
 from backend.domain.ports import Held
 from backend.domain.run import Request
@@ -179,7 +180,7 @@ class Heartbeat:
                     connection = await asyncpg.connect(self._url, timeout=5, command_timeout=5)
                 await self.beat(connection, extend=due)
                 extended = began if due else extended
-            except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            except (OSError, *DRIVER) as error:
                 _log.warning("A heartbeat did not reach the database: %s", error)
                 if connection is not None:
                     connection.terminate()

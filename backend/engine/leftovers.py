@@ -12,9 +12,8 @@ from pathlib import Path
 from uuid import UUID
 
 from sqlalchemy import select
-from sqlalchemy.exc import DBAPIError, InvalidRequestError
 
-from backend.adapters.db.engine import Sessions
+from backend.adapters.db.engine import AWAY, Sessions
 from backend.adapters.db.tables import ProjectRun
 from backend.adapters.workspace import tree
 
@@ -68,7 +67,7 @@ class Leftovers:
         while True:
             try:
                 await self.sweep()
-            except (OSError, TimeoutError, DBAPIError, InvalidRequestError) as error:
+            except AWAY as error:
                 _log.warning("Worktrees of ended runs could not be removed: %s", error)
             await asyncio.sleep(every)
 

@@ -12,10 +12,9 @@ import time
 from uuid import UUID
 
 from sqlalchemy import func, select, text
-from sqlalchemy.exc import DBAPIError, InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from backend.adapters.db.engine import Sessions, ring_after_commit, transaction
+from backend.adapters.db.engine import AWAY, Sessions, ring_after_commit, transaction
 from backend.adapters.db.tables import ProjectRun, Question
 from backend.domain.ports import Bell
 from backend.domain.question import ExpiryAction, QuestionStatus
@@ -69,7 +68,7 @@ class Reaper:
         while True:
             try:
                 await self.reap()
-            except (OSError, TimeoutError, DBAPIError, InvalidRequestError) as error:
+            except AWAY as error:
                 _log.warning("A round of the reaper failed: %s", error)
             await asyncio.sleep(self._every)
 

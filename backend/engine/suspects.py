@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from uuid import UUID
 
-from backend.engine.claims import Claimed
+from backend.engine.claiming import Claimed
 
 
 class Suspects:

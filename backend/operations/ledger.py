@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from decimal import Decimal
+from uuid import UUID
 
 from sqlalchemy import String, bindparam, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -16,6 +17,7 @@ from backend.operations import events
 
 LOST = "The worker died while the call was in flight; the provider may have billed it, so its ceiling is booked."
 UNSENT = "The worker died before it had played the recorded reply; nothing was billed."
+GONE = "The node ended before the call was sent; nothing was billed."
 CANCELLED = "The run was stopped while the call was in flight; the provider may have billed it: its ceiling is booked."
 
 _OPEN_ROLE = text(
@@ -72,13 +74,13 @@ _SETTLE_LOST = text(
 ).bindparams(*(bindparam(name, type_=String) for name in ("lost", "unsent", "instance")))
 
 
-async def open_budgets(session: AsyncSession, run: ProjectRun, config: RunConfig) -> None:
-    """Make the rows of the run's role caps and of its tenant's month; those that are there stay."""
+async def open_budgets(session: AsyncSession, tenant_id: UUID, run_id: UUID, config: RunConfig) -> None:
+    """Make the rows of a run's role caps and of its tenant's month; those that are there stay."""
     for role, cap in config.budget.roles.items():
         if cap.tokens is not None or cap.usd is not None:
-            values = {"tenant": run.tenant_id, "run": run.id, "role": str(role), "tokens": cap.tokens, "usd": cap.usd}
+            values = {"tenant": tenant_id, "run": run_id, "role": str(role), "tokens": cap.tokens, "usd": cap.usd}
             await session.execute(_OPEN_ROLE, values)
-    await session.execute(_OPEN_MONTH, {"tenant": run.tenant_id})
+    await session.execute(_OPEN_MONTH, {"tenant": tenant_id})
 
 
 async def raise_limit(session: AsyncSession, run: ProjectRun, limit: Limit, amount: Decimal) -> None:

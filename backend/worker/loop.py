@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING
 from uuid import UUID, uuid4
 
 import asyncpg
-from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from backend.adapters import crashes, vitals
 from backend.adapters.bus import Waker
 from backend.adapters.crashes import crash_point
 from backend.adapters.db import migrate
-from backend.adapters.db.engine import connect, sessions_of
+from backend.adapters.db.engine import AWAY, connect, sessions_of
 from backend.adapters.db.pool import open_pool
 from backend.adapters.llm.gateway import Gateway
 from backend.engine.executor import Executor
@@ -83,7 +82,7 @@ class LoopThread:
         assert self._executor is not None
         try:
             await self._executor.execute(run_id)
-        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        except AWAY as error:
             _log.warning("The run %s is left to its lease: %s", run_id, error)
         except Exception:  # noqa: BLE001 - one run never takes the others of this process down
             _log.exception("The run %s is left to its lease.", run_id)
@@ -152,7 +151,7 @@ class LoopThread:
             try:
                 engine = self._settings.engine
                 return await open_pool(url, size=engine.pool_size, patience=engine.lease_seconds)
-            except (OSError, TimeoutError, asyncpg.PostgresError) as error:
+            except AWAY as error:
                 _log.warning("The database cannot be reached yet: %s", error)
                 await asyncio.sleep(1)
 
@@ -163,7 +162,7 @@ async def _until_migrated(engine: AsyncEngine) -> None:
     while True:
         try:
             found = await migrate.standing(engine)
-        except (OSError, TimeoutError, SQLAlchemyError) as error:
+        except AWAY as error:
             said = f"The database cannot be reached yet: {getattr(error, 'orig', None) or error}"
         else:
             said = "" if found.age == "same" else found.sentence

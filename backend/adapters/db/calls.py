@@ -140,7 +140,10 @@ def settle(
     shares: Sequence[float],
     instance: str,
 ) -> tuple[str, list[Any]]:
-    """Book what was billed in place of what was held; warnings are events, once a share."""
+    """Book what was billed in place of what was held; warnings are events, once a share.
+
+    A call that is `released` was never sent: nothing is booked, and it does not count as one.
+    """
     statement = _fenced(fence)
     usage = outcome.usage
     spent_in = statement.arg(usage.input_tokens, "bigint")
@@ -170,7 +173,8 @@ def settle(
         "beside", f"SELECT b.* FROM budgets b, fence f, called c WHERE {scopes} ORDER BY b.id FOR NO KEY UPDATE OF b"
     )
     statement.part("told(n, type, payload)", _told(statement, events, shares, f"{spent_in} + {spent_out}", usd))
-    _book(statement, spent_in=spent_in, spent_out=spent_out, usd=usd)
+    asked = statement.arg(outcome.status != "released", "boolean")
+    _book(statement, spent_in=spent_in, spent_out=spent_out, usd=usd, asked=asked)
     _log(statement, instance)
     final = "SELECT (SELECT count(*) FROM fence) AS fenced, (SELECT count(*) FROM called) AS settled"
     return statement.text(final), statement.args
@@ -199,14 +203,14 @@ def _told(
     )
 
 
-def _book(statement: Statement, *, spent_in: str, spent_out: str, usd: str) -> None:
+def _book(statement: Statement, *, spent_in: str, spent_out: str, usd: str, asked: str) -> None:
     statement.part(
         "booked",
         "UPDATE project_runs r SET reserved_tokens = r.reserved_tokens - c.reserved_tokens,"
         f" reserved_usd = r.reserved_usd - c.reserved_usd, spent_tokens_input = r.spent_tokens_input + {spent_in},"
         f" spent_tokens_output = r.spent_tokens_output + {spent_out},"
         " spent_tokens_cached = r.spent_tokens_cached + c.tokens_cached,"
-        f" spent_usd = r.spent_usd + {usd}, model_calls = r.model_calls + 1, updated_at = clock_timestamp(),"
+        f" spent_usd = r.spent_usd + {usd}, model_calls = r.model_calls + {asked}::int, updated_at = clock_timestamp(),"
         " event_seq = r.event_seq + (SELECT count(*) FROM told) FROM fence f, called c WHERE r.id = f.id"
         " RETURNING r.id, r.tenant_id, r.project_id, r.correlation_id, r.event_seq",
     )

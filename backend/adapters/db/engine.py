@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from typing import Any
 from uuid import UUID
 
+import asyncpg
 from sqlalchemy import event
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import DisconnectionError
+from sqlalchemy.exc import DisconnectionError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 
 from backend.adapters.db.pool import ANSWER, CONNECT, PATIENCE, limits
 from backend.domain.ports import Bell
 
 Sessions = async_sessionmaker[AsyncSession]
+
+DRIVER = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
+"""Errors of the driver, which SQLAlchemy lets through as they are while it opens a connection."""
+AWAY = (OSError, TimeoutError, SQLAlchemyError, *DRIVER)
+"""What is seen of a database that is away or goes away; a loop that must never end goes on after any of these."""
 
 _RINGS = "company_rings"
 _WAKES = "company_wakes"
@@ -35,7 +41,7 @@ def connect(url: str, *, pool_size: int = 10, patience: float = PATIENCE, answer
     engine = create_async_engine(
         asyncpg_url(url),
         pool_size=pool_size,
-        max_overflow=pool_size,
+        max_overflow=0,
         pool_recycle=1800,
         connect_args={"server_settings": limits(patience), "command_timeout": answer, "timeout": CONNECT},
     )
@@ -73,9 +79,14 @@ async def tell(session: AsyncSession, bell: Bell) -> None:
 
 
 @asynccontextmanager
-async def transaction(sessions: Sessions, bell: Bell) -> AsyncIterator[AsyncSession]:
-    """One transaction of an edge: commit at the end, roll back on any error, and only then ring and wake."""
+async def transaction(
+    sessions: Sessions, bell: Bell, *, turn: AbstractAsyncContextManager[None] | None = None
+) -> AsyncIterator[AsyncSession]:
+    """One transaction of an edge: commit at the end, roll back on any error, and only then ring and wake.
+
+    A `turn` is waited for before it begins, and held until it is over.
+    """
     async with sessions() as session:
-        async with session.begin():
+        async with turn or nullcontext(), session.begin():
             yield session
         await tell(session, bell)

@@ -30,6 +30,9 @@ ROOT = Path(__file__).parents[3]
 class Crew:
     """Worker processes over one database, and the runs they work on."""
 
+    pace = 0.02
+    """Seconds that a model takes to answer."""
+
     def __init__(
         self,
         tmp_path: Path,
@@ -69,7 +72,7 @@ class Crew:
         said = request["messages"][-1]["content"]
         with self._counting:
             self.asked[said] += 1
-        return text(f"answer to {said}").billed(100, 20).after(0.02)
+        return text(f"answer to {said}").billed(100, 20).after(self.pace)
 
     def config(self, **changes: Any) -> RunConfig:
         return RunConfig.model_validate(

@@ -18,16 +18,14 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from backend.adapters.db.engine import Sessions, transaction
+from backend.adapters.db.engine import Sessions
 from backend.domain.config import RunConfig
-from backend.errors import Conflict
-from backend.operations import costs, runs
+from backend.operations import costs
 from backend.operations.ledger import LOST
 from tests.acceptance.faults import numbers
 from tests.acceptance.faults.conftest import Crew
 from tests.acceptance.faults.nursery import Nursery
 from tests.acceptance.faults.test_crashes import CALLS
-from tests.integration.engine.conftest import RecordingBell
 from tests.openai_server import Reply, json_body, position_of
 from tests.openai_server.replies import completion
 
@@ -233,37 +231,4 @@ async def test_a_rolling_restart_repeats_nothing(crew: Crew, nursery: Nursery) -
     assert set(await crew.query("SELECT status FROM project_runs")) == {("COMPLETED",)}, crew.log()
     assert sum(crew.asked.values()) == CALLS * len(made)
     assert await crew.query("SELECT 1 FROM model_calls WHERE status <> 'done'") == []
-    await crew.check()
-
-
-async def test_people_who_steer_at_once_make_no_illegal_move(crew: Crew, nursery: Nursery) -> None:
-    for _ in range(2):
-        nursery.start(crew.environment)
-    bell, told, chance = RecordingBell(), Counter[str](), random.Random(3)
-    made = [await crew.run() for _ in range(numbers.of(50))]
-    gate = asyncio.Semaphore(12)
-
-    async def steer(run_id: UUID, verb: str) -> None:
-        async with gate:
-            try:
-                async with transaction(crew.sessions, bell) as session:
-                    await getattr(runs, verb)(session, run_id, by="ada")
-                told["done"] += 1
-            except Conflict:
-                told["refused"] += 1
-
-    verbs = [(run_id, chance.choice(("pause", "resume", "stop", "retry"))) for run_id in made for _ in range(200)]
-    chance.shuffle(verbs)
-    await asyncio.gather(*(steer(*verb) for verb in verbs))
-    raced, told = told, Counter[str]()
-    for run_id in made:
-        await steer(run_id, "resume")
-        await steer(run_id, "retry")
-    await crew.ended(*made)
-    counts = {"obeyed": raced["done"], "refused": raced["refused"], "runs": len(made)}
-    numbers.report("control races", len(verbs), 200 * numbers.of(50), "calls", **counts, retried_after=told["done"])
-    assert sum(raced.values()) == len(verbs)
-    assert sum(told.values()) == 2 * len(made)
-    ends = set(await crew.query("SELECT status FROM project_runs"))
-    assert ends <= {("COMPLETED",), ("STOPPED_USER",)}, crew.log()
     await crew.check()

@@ -138,12 +138,19 @@ class Company:
         return await self.pool.fetchrow("SELECT * FROM project_runs WHERE id = $1", run_id)
 
     async def until(self, condition: Callable[[], Any]) -> None:
-        for _ in range(500):
+        for _ in range(3000):
             found = condition()
             if await found if asyncio.iscoroutine(found) else found:
                 return
             await asyncio.sleep(0.02)
-        raise AssertionError("it did not happen within ten seconds")
+        raise AssertionError("it did not happen within a minute")
+
+    async def waits_for_a_lock(self) -> None:
+        """Return when a statement waits for somebody's lock."""
+        waiting = (
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        )
+        await self.until(lambda: self.pool.fetchval(waiting))
 
     async def story(self, run_id: UUID) -> list[tuple[Any, ...]]:
         """What a person reads of a run; the same whatever happened on the way."""

@@ -218,11 +218,11 @@ async def test_a_node_that_takes_too_long_fails_the_run(company: Company) -> Non
 
 
 async def test_a_call_in_flight_when_the_node_takes_too_long_is_paid_once(company: Company) -> None:
-    run_id = await company.run(limits={"node_seconds": 1})
+    run_id = await company.run(limits={"node_seconds": 3})
     company.transport.gate.clear()
     driving = asyncio.create_task(company.executor.execute(run_id))
     await company.until(lambda: company.transport.calls)
-    await asyncio.sleep(1.2)  # the node's time is over
+    await asyncio.sleep(3.2)  # the node's time is over
     company.transport.gate.set()
     await driving
     assert (await company.row(run_id))["stop_reason"] == "node_timeout"
@@ -385,14 +385,10 @@ async def test_a_worker_that_leaves_gives_its_runs_back_at_once(company: Company
 async def test_a_run_that_is_being_claimed_when_its_worker_leaves_is_given_back_too(company: Company) -> None:
     run_id = await company.run()
 
-    async def waits_for_the_row() -> bool:
-        query = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
-        return bool(await company.pool.fetchval(query))
-
     async with company.sessions.begin() as session:
         await session.get_one(ProjectRun, run_id, with_for_update=True)
         claiming = asyncio.create_task(company.executor.execute(run_id))
-        await company.until(waits_for_the_row)
+        await company.waits_for_a_lock()
         company.executor.hold_all("shutdown")
     await claiming
     row = await company.row(run_id)

@@ -16,18 +16,21 @@ from backend.domain.budget import BudgetReached
 from backend.domain.model import ModelReply, ModelRequest
 from backend.domain.ports import Visit
 from backend.domain.role import Role
-from backend.engine import claims
+from backend.engine.claiming import claim
 from backend.engine.journal import Books, Journal
 from backend.engine.leases import Lease
 from backend.engine.reaper import Reaper
 from backend.errors import Invalid, LimitReached
 from backend.operations import questions, runs
+from backend.operations.ledger import GONE
 from tests.integration.engine.conftest import Company
 
 
 async def test_two_hundred_parallel_calls_never_pass_a_limit(company: Company) -> None:
     run_id = await company.run(budget={"tokens": 3_050, "roles": {"developer": {"tokens": 2_100}}})
-    claimed = await claims.claim(company.sessions, company.bell, run_id, owner="test", lease_seconds=60, max_claims=5)
+    claimed = await claim(
+        company.sessions, company.pool, company.bell, run_id, owner="test", lease_seconds=60, max_claims=5
+    )
     assert claimed is not None
     lease = Lease(Fence(run_id, claimed.epoch), "test", asyncio.get_running_loop(), time.monotonic() + 60)
     books = Books(company.pool, lease, claimed.facts.config, company.transport, "test")
@@ -53,7 +56,9 @@ async def test_two_hundred_parallel_calls_never_pass_a_limit(company: Company) -
 
 
 async def _books(company: Company, run_id: UUID) -> Books:
-    claimed = await claims.claim(company.sessions, company.bell, run_id, owner="test", lease_seconds=60, max_claims=5)
+    claimed = await claim(
+        company.sessions, company.pool, company.bell, run_id, owner="test", lease_seconds=60, max_claims=5
+    )
     assert claimed is not None
     fence = Fence(run_id, claimed.epoch, 60)
     lease = Lease(fence, "test", asyncio.get_running_loop(), time.monotonic() + 60)
@@ -288,3 +293,26 @@ async def test_calls_of_a_worker_that_died_are_settled_at_once_against_every_lim
     for one in asking:
         one.cancel()
     await asyncio.wait(asking)
+
+
+@pytest.mark.parametrize("who", ["the node", "a stop"])
+async def test_a_call_that_is_cut_while_it_is_reserved_is_not_sent_and_holds_nothing(
+    company: Company, who: str
+) -> None:
+    run_id = await company.run(budget={"tokens": 3_050})
+    books = await _books(company, run_id)
+    async with company.pool.acquire() as other, other.transaction():
+        await other.execute("SELECT FROM project_runs WHERE id = $1 FOR UPDATE", run_id)
+        request = ModelRequest(Role.LEAD, ({"role": "user", "content": "x"},))
+        asking = asyncio.create_task(Journal(books, Visit("work", 1)).ask(request))
+        await company.waits_for_a_lock()
+        cutting = asyncio.create_task(books.cut_calls()) if who == "a stop" else None
+        asking.cancel()
+        await asyncio.wait([asking], timeout=0.1)
+    await asyncio.gather(asking, *books.in_flight, *([cutting] if cutting else []), return_exceptions=True)
+    assert company.transport.calls == []
+    rows = await company.pool.fetch("SELECT status, error, cost_usd FROM model_calls")
+    assert [tuple(row) for row in rows] == [("released", GONE, 0)]
+    run = await company.row(run_id)
+    assert (run["reserved_tokens"], run["model_calls"], run["spent_tokens_input"]) == (0, 0, 0)
+    assert await company.pool.fetch("SELECT * FROM v_ledger_check") == []

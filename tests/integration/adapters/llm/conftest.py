@@ -32,7 +32,7 @@ class Caller:
 
     def config(self, server: OpenAIServer, *patches: dict[str, Any], **provider: Any) -> RunConfig:
         """Settings that use the server for every role."""
-        endpoint = {"base_url": server.base_url, "timeout_seconds": 5.0} | provider
+        endpoint = {"base_url": server.base_url, "timeout_seconds": 60.0} | provider
         return merge({"models": {"default": "gpt-4o", "provider": "loop", "providers": {"loop": endpoint}}}, *patches)
 
     async def send(self, config: RunConfig, *, position: Position | None = None, **changed: Any) -> Exchange:

@@ -1,0 +1,192 @@
+"""Taking up runs: one statement makes a run ours; what an earlier owner left behind is put in order after it.
+
+Everything after that statement is done under the new epoch. A worker that dies in between leaves a run whose lease runs
+out, and whoever claims it next finds the same work to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+from uuid import UUID
+
+import orjson
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from backend.adapters.db.engine import Sessions, transaction
+from backend.adapters.db.tables import DeadLetter, ProjectRun
+from backend.domain.config import RunConfig
+from backend.domain.ports import Bell
+from backend.domain.question import Answer
+from backend.domain.run import Request, RunFacts, RunStatus
+from backend.engine import claims
+from backend.operations import events, ledger
+
+_TAKE = (
+    "WITH taken AS (UPDATE project_runs SET status = 'RUNNING', lease_epoch = lease_epoch + 1, lease_owner = $2,"
+    " lease_expires_at = clock_timestamp() + make_interval(secs => $3), claims = claims + 1,"
+    " started_at = coalesce(started_at, clock_timestamp()), updated_at = clock_timestamp(), version = version + 1,"
+    " event_seq = event_seq + CASE WHEN status = 'RUNNING' THEN 2 ELSE 1 END"
+    " WHERE id = $1 AND claims < $4 AND (status = 'QUEUED'"
+    " OR (status = 'RUNNING' AND coalesce(lease_expires_at < clock_timestamp(), true)))"
+    " RETURNING *, old.status AS was, old.lease_owner AS before, old.started_at IS NULL AS first),"
+    " working AS (UPDATE projects p SET status = 'RUNNING', version = p.version + 1, updated_at = clock_timestamp()"
+    " FROM taken t WHERE p.id = t.project_id AND p.status <> 'RUNNING'),"
+    " told(seq, type, payload) AS ("
+    "SELECT event_seq - 1, 'run.lease_lost', jsonb_build_object('owner', before) FROM taken WHERE was = 'RUNNING'"
+    " UNION ALL SELECT event_seq, CASE WHEN first THEN 'run.started' ELSE 'run.resumed' END,"
+    " jsonb_build_object('owner', lease_owner, 'epoch', lease_epoch, 'node', current_node) FROM taken),"
+    " logged AS (INSERT INTO events"
+    " (tenant_id, project_id, run_id, seq, type, source, instance, correlation_id, payload)"
+    " SELECT t.tenant_id, t.project_id, t.id, told.seq, told.type, 'engine', $5, t.correlation_id, told.payload"
+    " FROM taken t, told)"
+    " SELECT t.project_id, t.tenant_id, t.number, t.brief, t.config_snapshot::text AS config, t.created_at,"
+    " t.correlation_id, t.graph, t.graph_version, t.lease_epoch, t.head_checkpoint_id AS head, t.requested, t.claims,"
+    " t.limit_seconds, (t.limit_seconds - t.spent_seconds)::double precision AS seconds_left, t.first,"
+    " (SELECT monthly_budget_usd IS NOT NULL FROM tenants WHERE id = t.tenant_id) AS capped, p.name AS project_name"
+    " FROM taken t JOIN projects p ON p.id = t.project_id"
+)
+# A statement of its own: one that had to wait for the row's lock would not see what was committed meanwhile.
+_KNOW = (
+    "SELECT coalesce((SELECT jsonb_object_agg(key, jsonb_build_array(answer, coalesce(answered_by, '')))"
+    " FROM questions WHERE run_id = $1 AND answer IS NOT NULL), '{}')::text AS answers,"
+    " ARRAY(SELECT fingerprint FROM findings WHERE run_id = $1 AND (status = 'false_positive'"
+    " OR (status = 'waived' AND waived_until > clock_timestamp()))) AS waived,"
+    " EXISTS (SELECT FROM events WHERE run_id = $1 AND type = 'budget.degraded') AS degraded,"
+    " EXISTS (SELECT FROM questions WHERE run_id = $1 AND status = 'OPEN' AND kind <> 'budget'"
+    " AND key NOT LIKE $2) AS asks,"
+    " EXISTS (SELECT FROM model_calls WHERE run_id = $1 AND status = 'reserved') AS held"
+)
+_POISONED = text(
+    "SELECT id FROM project_runs WHERE id = :run AND claims >= :most AND status = 'RUNNING'"
+    " AND coalesce(lease_expires_at < clock_timestamp(), true) FOR NO KEY UPDATE"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """A run as it was when it was taken up."""
+
+    facts: RunFacts
+    graph: str
+    graph_version: str
+    epoch: int
+    head: UUID | None
+    requested: Request
+    seconds_left: float | None
+    limit_seconds: int | None
+    answers: Mapping[str, Answer]
+    waived: frozenset[str]
+    """Findings that a person waived, as long as the waiver holds, or called false."""
+    degraded: bool
+    asks: bool
+    """Whether a question that the graph asked is open: then nothing is driven until it is answered."""
+    claims: int = 1
+    """How often the run was taken up since it last got on, this time included."""
+
+
+async def claim(
+    sessions: Sessions,
+    pool: Any,
+    bell: Bell,
+    run_id: UUID,
+    *,
+    owner: str,
+    lease_seconds: float,
+    max_claims: int,
+    upto: int | None = None,
+) -> Claimed | None:
+    """Take a run up: once for each epoch, whoever asks at once; None when there is nothing to do.
+
+    Settles what an earlier owner left in flight. A run that was claimed too often without finishing a node is buried;
+    one whose settings this version cannot read ends as FAILED. One that was claimed `upto` times is left alone.
+    """
+    most = min(max_claims, upto or max_claims)
+    row = await pool.fetchrow(_TAKE, run_id, owner, lease_seconds, most, events.instance())
+    if row is None:
+        await _bury_if_poisoned(sessions, bell, run_id, max_claims)
+        return None
+    await bell.wake(run_id)
+    # What nobody began has no past that could be known.
+    begun = not row["first"] or row["head"] is not None
+    past = await pool.fetchrow(_KNOW, run_id, claims.interrupt_key("%")) if begun else None
+    if past is not None and past["held"]:
+        async with transaction(sessions, bell) as session:
+            await ledger.settle_lost(session, await claims.owned(session, run_id, row["lease_epoch"]))
+    try:
+        config = _config(row["config"])
+    except ValueError as error:
+        await _refuse(sessions, bell, run_id, row["lease_epoch"], str(error))
+        return None
+    if row["capped"] or config.budget.roles:
+        async with transaction(sessions, bell) as session:
+            await ledger.open_budgets(session, row["tenant_id"], run_id, config)
+    return _claimed(run_id, row, past, config)
+
+
+@lru_cache(maxsize=256)
+def _config(snapshot: str) -> RunConfig:
+    """The settings of a run; runs of one template share them, and nothing changes them."""
+    return RunConfig.model_validate_json(snapshot)
+
+
+def _claimed(run_id: UUID, row: Mapping[str, Any], past: Mapping[str, Any] | None, config: RunConfig) -> Claimed:
+    answers = {} if past is None else orjson.loads(past["answers"])
+    return Claimed(
+        facts=RunFacts(
+            run_id=run_id,
+            project_id=row["project_id"],
+            tenant_id=row["tenant_id"],
+            number=row["number"],
+            project_name=row["project_name"],
+            brief=row["brief"],
+            config=config,
+            created_at=row["created_at"],
+            correlation_id=row["correlation_id"],
+        ),
+        graph=row["graph"],
+        graph_version=row["graph_version"],
+        epoch=row["lease_epoch"],
+        head=row["head"],
+        requested=Request(row["requested"]),
+        seconds_left=row["seconds_left"],
+        limit_seconds=row["limit_seconds"],
+        answers={key: Answer(key, *said) for key, said in answers.items()},
+        waived=frozenset(past["waived"] if past is not None else ()),
+        degraded=past is not None and past["degraded"],
+        asks=past is not None and past["asks"],
+        claims=row["claims"],
+    )
+
+
+async def _refuse(sessions: Sessions, bell: Bell, run_id: UUID, epoch: int, why: str) -> None:
+    async with transaction(sessions, bell) as session:
+        run = await claims.owned(session, run_id, epoch)
+        message = f"The settings of run {run.number} cannot be read by this version: {why}"
+        await claims.end_run(session, run, RunStatus.FAILED, code="config_invalid", message=message)
+        run.lease_owner, run.lease_expires_at = None, None
+
+
+async def _bury_if_poisoned(sessions: Sessions, bell: Bell, run_id: UUID, max_claims: int) -> None:
+    async with transaction(sessions, bell) as session:
+        if (await session.execute(_POISONED, {"run": run_id, "most": max_claims})).one_or_none():
+            await _bury(session, run_id)
+
+
+async def _bury(session: AsyncSession, run_id: UUID) -> None:
+    run = await session.get_one(ProjectRun, run_id, with_for_update={"key_share": True}, populate_existing=True)
+    run.lease_epoch += 1
+    await session.flush()
+    await ledger.settle_lost(session, run)
+    last = run.error or "the worker died each time"
+    message = (
+        f"The run was taken up {run.claims} times without finishing the node {run.current_node or 'it begins with'}: "
+        f"{last}. Look at the worker's log, then retry the run."
+    )
+    letter = {"tenant_id": run.tenant_id, "run_id": run.id, "kind": "run", "node": run.current_node}
+    session.add(DeadLetter(**letter, lease_epoch=run.lease_epoch, error=message, payload={"run_id": str(run.id)}))
+    await claims.end_run(session, run, RunStatus.FAILED, code="poisoned", message=message)
+    run.lease_owner, run.lease_expires_at = None, None

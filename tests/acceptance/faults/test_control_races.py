@@ -1,0 +1,89 @@
+"""Two hundred people at once steer the same runs over the api, while workers drive them: no illegal move, no error."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections import Counter
+from uuid import UUID
+
+from tests.acceptance.faults import numbers
+from tests.acceptance.faults.conftest import Crew
+from tests.acceptance.faults.desk import Desk
+from tests.acceptance.faults.nursery import Nursery
+
+AT_ONCE = 200
+THINKING_SECONDS = 1.0
+"""Models that take so long keep the runs on their way while people steer."""
+VERBS = ("pause", "resume", "stop", "retry", "answer")
+_ASKED = "SELECT id FROM questions WHERE run_id = $1 ORDER BY status <> 'OPEN' LIMIT 1"
+
+
+class Crowd:
+    """People who steer, at most so many at once, and what they are answered."""
+
+    def __init__(self, desk: Desk, crew: Crew) -> None:
+        self._desk, self._crew, self._gate = desk, crew, asyncio.Semaphore(AT_ONCE)
+        self.answers: Counter[tuple[str, int]] = Counter()
+        self.longest = 0.0
+
+    async def steer(self, run_id: UUID, verb: str) -> None:
+        """One call; an answer goes to the run's question, if it ever asked one."""
+        async with self._gate:
+            began = time.monotonic()
+            status = await (self._answer(run_id) if verb == "answer" else self._order(run_id, verb))
+            self.answers[verb, status] += 1
+            self.longest = max(self.longest, time.monotonic() - began)
+
+    async def _order(self, run_id: UUID, verb: str) -> int:
+        return await self._desk.status("POST", f"/api/runs/{run_id}/{verb}")
+
+    async def _answer(self, run_id: UUID) -> int:
+        asked = await self._crew.query(_ASKED, run_id)
+        if not asked:
+            return await self._order(run_id, "resume")
+        return await self._desk.status("POST", f"/api/questions/{asked[0][0]}/answer", json={"answer": "blue"})
+
+    def total(self, status: int) -> int:
+        """How many were answered so."""
+        return sum(count for (_, told), count in self.answers.items() if told == status)
+
+    async def let_end(self) -> int:
+        """Resume and answer until nothing is on its way; returns how many calls that took."""
+        calls = 0
+        async with asyncio.timeout(200):
+            while left := await self._crew.query("SELECT id, status FROM project_runs WHERE ended_at IS NULL"):
+                held = [(run_id, status) for run_id, status in left if status in {"PAUSED", "WAITING"}]
+                for run_id, status in held:
+                    await self.steer(run_id, "answer" if status == "WAITING" else "resume")
+                calls += len(held)
+                await asyncio.sleep(0.2)
+        return calls
+
+
+async def test_two_hundred_people_who_steer_at_once_make_no_illegal_move_and_meet_no_error(
+    crew: Crew, nursery: Nursery
+) -> None:
+    chance = random.Random(3)
+    for _ in range(2):
+        nursery.start(crew.environment)
+    made = [await crew.run("a question" if place % 2 else "go") for place in range(numbers.of(50))]
+    verbs = [(run_id, chance.choice(VERBS)) for run_id in made for _ in range(200)]
+    chance.shuffle(verbs)
+    async with Desk(crew, nursery) as desk:
+        crowd = Crowd(desk, crew)
+        crew.pace = THINKING_SECONDS
+        await asyncio.gather(*(crowd.steer(*verb) for verb in verbs))
+        crew.pace = Crew.pace
+        raced, obeyed = crowd.answers.total(), crowd.total(200)
+        later = await crowd.let_end()
+    moves = (await crew.query("SELECT count(*) FROM events WHERE type LIKE 'run.%'"))[0][0]
+    counts = {"obeyed": obeyed, "refused": raced - obeyed, "runs": len(made), "steps of runs": moves}
+    counts |= {"calls later": later, "longest seconds": round(crowd.longest, 1)}
+    numbers.report("control races", raced, 200 * numbers.of(50), "calls", **counts)
+    assert {status for _, status in crowd.answers} <= {200, 409}, crowd.answers
+    assert {verb for verb, status in crowd.answers if status == 200} == set(VERBS)
+    ends = set(await crew.query("SELECT status FROM project_runs"))
+    assert ends <= {("COMPLETED",), ("STOPPED_USER",)}, crew.log()
+    await crew.check()
