@@ -13,10 +13,16 @@ from datetime import UTC, datetime
 from typing import TextIO
 from uuid import UUID
 
+from pythonjsonlogger.core import RESERVED_ATTRS
 from pythonjsonlogger.json import JsonFormatter
 
 IDS = ("request_id", "correlation_id", "run_id", "task", "node")
 """The ids that every line carries where they are known."""
+CHATTY = (
+    "httpx", "httpx2", "httpcore", "httpcore2", "openai", "kombu", "amqp", "asyncio", "alembic.runtime.migration",
+    "celery.worker.strategy", "celery.app.trace",
+)  # fmt: skip
+"""Libraries that are heard from WARNING on; Celery calls a doorbell a success, however the run has ended."""
 
 _bound: ContextVar[dict[str, str] | None] = ContextVar("company_log_ids", default=None)
 
@@ -63,6 +69,7 @@ class Lines(JsonFormatter):
         super().__init__(
             "%(asctime)s %(levelname)s %(name)s %(message)s",
             rename_fields={"asctime": "time", "levelname": "level", "name": "logger"},
+            reserved_attrs=[*RESERVED_ATTRS, "color_message"],  # uvicorn's message with escapes for a terminal
         )
 
     def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802 - the library's name
@@ -80,7 +87,7 @@ def setup(level: str = "INFO", *, stream: TextIO | None = None) -> None:
         root.removeHandler(old)
     root.addHandler(handler)
     root.setLevel(level)
-    for chatty in ("httpx", "httpx2", "httpcore", "httpcore2", "openai", "kombu", "amqp", "asyncio"):
+    for chatty in CHATTY:
         logging.getLogger(chatty).setLevel(max(logging.WARNING, logging.getLevelName(level)))
     for own in ("uvicorn", "uvicorn.error", "celery", "celery.worker"):
         logger = logging.getLogger(own)

@@ -108,6 +108,7 @@ class Executor:
         self.leases[run_id] = lease
         self.heartbeat.add(lease)
         with logs.bind(run_id=run_id, correlation_id=claimed.facts.correlation_id or None):
+            _log.info("The run is taken up.", extra={"epoch": claimed.epoch, "owner": self.owner})
             try:
                 await Slice(self, claimed, lease).run()
             except LeaseLost:
@@ -453,6 +454,7 @@ class Slice:
 
     async def _finish(self, status: RunStatus) -> None:
         metrics.run_ended(status)
+        _log.info("The run has ended as %s.", status)
         if self._claimed.facts.config.retention.checkpoints == "thin":
             await thin(self._executor.pool, self._run_id)
         await self._executor.bell.wake(self._run_id)

@@ -25,6 +25,12 @@ def lines() -> Iterator[Any]:
     root.setLevel(level)
 
 
+def test_a_line_has_no_escapes_for_a_terminal_and_celery_does_not_call_a_failed_run_a_success(lines: Any) -> None:
+    logging.getLogger("uvicorn.error").info("up", extra={"color_message": "\x1b[1mup\x1b[0m"})
+    logging.getLogger("celery.app.trace").info("Task run.execute succeeded")
+    assert [sorted(line) for line in lines()] == [["level", "logger", "message", "time"]]
+
+
 def test_a_line_carries_the_ids_that_hold_where_it_is_logged(lines: Any) -> None:
     with logs.bind(run_id="r", correlation_id="c"):
         with logs.bind(node="dev_work", task="T-1", run_id=None):
