@@ -1,8 +1,9 @@
-"""How alembic reaches the database: over asyncpg, one transaction an upgrade, one upgrade at a time.
+"""How alembic reaches the database: over asyncpg, one transaction a revision, one upgrade at a time.
 
 The address is the config attribute `url` (given by `backend.adapters.db.migrate`) or, from alembic's own command
-line, `DATABASE_URL` as the settings read it. A transaction-level advisory lock lets any number of upgrades start at
-once: the first does the work, the others find nothing left to do.
+line, `DATABASE_URL` as the settings read it. An advisory lock of the connection lets any number of upgrades start at
+once: the first does the work, the others find nothing left to do. Each revision commits by itself, so that nobody who
+works meanwhile is kept waiting for tables that earlier revisions have changed, nor meets one locked after the other.
 """
 
 from __future__ import annotations
@@ -38,14 +39,29 @@ def _url() -> str:
 
 
 def _migrate(connection: Connection) -> None:
-    context.configure(connection=connection, target_metadata=Table.metadata, **COMPARISON)
-    with context.begin_transaction():
-        # Waiting for another upgrade may take a while; waiting for a table that is in use may not, since everybody
-        # who comes after a waiting ALTER TABLE waits too.
-        connection.execute(text("SET LOCAL lock_timeout = '120s'"))
-        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK})
-        connection.execute(text("SET LOCAL lock_timeout = '2s'"))
-        context.run_migrations()
+    _take_turn(connection)
+    try:
+        context.configure(
+            connection=connection, target_metadata=Table.metadata, transaction_per_migration=True, **COMPARISON
+        )
+        with context.begin_transaction():
+            context.run_migrations()
+    finally:
+        connection.rollback()
+        connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": MIGRATION_LOCK})
+        connection.commit()
+
+
+def _take_turn(connection: Connection) -> None:
+    """Wait for another upgrade, for as long as it may take.
+
+    Waiting for a table that is in use may not take long, since everybody who comes after a waiting ALTER TABLE waits,
+    too: with what the revision does then nobody is blocked for two seconds.
+    """
+    connection.execute(text("SET lock_timeout = '120s'"))
+    connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": MIGRATION_LOCK})
+    connection.execute(text("SET lock_timeout = '1s'"))
+    connection.commit()
 
 
 async def _online() -> None:
@@ -53,7 +69,6 @@ async def _online() -> None:
     try:
         async with engine.connect() as connection:
             await connection.run_sync(_migrate)
-            await connection.commit()
     finally:
         await engine.dispose()
 

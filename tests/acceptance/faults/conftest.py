@@ -27,6 +27,16 @@ from tests.openai_server import OpenAIServer, Reply, text
 ROOT = Path(__file__).parents[3]
 
 
+def installed(folder: Path, *graphs: str) -> str:
+    """The import path of an installation with a plug-in that offers these graphs of the tests."""
+    plugin = folder / "chain-1.dist-info"
+    plugin.mkdir(parents=True)
+    (plugin / "METADATA").write_text("Metadata-Version: 2.1\nName: chain\nVersion: 1\n")
+    offered = "\n".join(f"{graph.lower()} = tests.acceptance.graphs:{graph}" for graph in graphs)
+    (plugin / "entry_points.txt").write_text(f"[company.graphs]\n{offered}\n")
+    return f"{ROOT}:{folder}"
+
+
 class Crew:
     """Worker processes over one database, and the runs they work on."""
 
@@ -51,13 +61,9 @@ class Crew:
         self._logs.mkdir()
         self._connection: Any = None
         self._asking = asyncio.Lock()
-        plugin = tmp_path / "plugin" / "chain-1.dist-info"
-        plugin.mkdir(parents=True)
-        (plugin / "METADATA").write_text("Metadata-Version: 2.1\nName: chain\nVersion: 1\n")
-        (plugin / "entry_points.txt").write_text("[company.graphs]\nchain = tests.acceptance.graphs:CHAIN\n")
         self.environment = {
             **{name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ},
-            "PYTHONPATH": f"{ROOT}:{plugin.parent}",
+            "PYTHONPATH": installed(tmp_path / "plugin", "CHAIN"),
             "DATABASE_URL": database_url,
             "REDIS_URL": redis_url,
             "COMPANY_HOME": str(tmp_path / "home"),

@@ -1,5 +1,5 @@
-"""A second graph, outside `graphs/`: what somebody else's package would add."""
+"""A second graph, outside `graphs/`, in two versions: what somebody else's package would add."""
 
-from tests.acceptance.graphs.chain import CHAIN
+from tests.acceptance.graphs.chain import CHAIN, SECOND_CHAIN
 
-__all__ = ["CHAIN"]
+__all__ = ["CHAIN", "SECOND_CHAIN"]

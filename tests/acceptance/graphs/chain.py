@@ -10,6 +10,8 @@ import asyncio
 import operator
 import os
 import resource
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, TypedDict
 
@@ -124,6 +126,10 @@ async def confirm(state: State, runtime: Runtime[RunContext]) -> State:
     return {"said": {"confirmed": answer.text if answer else "nobody was asked"}}
 
 
+async def sign(state: State, runtime: Runtime[RunContext]) -> State:
+    return {"said": {"signed": "by the second version"}}
+
+
 async def decide(state: State, runtime: Runtime[RunContext]) -> State:
     report = {"done": dict(sorted(state["done"].items())), "said": dict(sorted(state["said"].items()))}
     if "endless" in state["brief"]:
@@ -131,17 +137,22 @@ async def decide(state: State, runtime: Runtime[RunContext]) -> State:
     return {"effects": [effect.end_run(RunStatus.COMPLETED, "All parts are done.", report)]}
 
 
-def build() -> Any:
+def build(nodes: tuple[Any, ...] = (plan, work, review, confirm, decide)) -> Any:
     graph = StateGraph(State, context_schema=RunContext)
-    for node in (plan, work, review, confirm, decide):
+    for node in nodes:
         graph.add_node(node.__name__, node)
     graph.add_edge(START, "plan")
     graph.add_conditional_edges("plan", send, ["work"])
     graph.add_edge("work", "review")
     graph.add_conditional_edges("review", after_review, ["work", "confirm"])
-    graph.add_edge("confirm", "decide")
+    for node, following in pairwise(nodes[3:]):
+        graph.add_edge(node.__name__, following.__name__)
     graph.add_edge("decide", END)
     return graph
+
+
+def build_second() -> Any:
+    return build((plan, work, review, confirm, sign, decide))
 
 
 def first_state(facts: RunFacts) -> dict[str, Any]:
@@ -149,3 +160,4 @@ def first_state(facts: RunFacts) -> dict[str, Any]:
 
 
 CHAIN = GraphSpec("chain", "1", "A chain with a loop", build, first_state, (Role.PM, Role.DEVELOPER, Role.LEAD))
+SECOND_CHAIN = replace(CHAIN, version="2", title="A chain with a loop and a signature", build=build_second)

@@ -1,0 +1,109 @@
+"""Releases come and go while runs are on their way: each goes on with the graph and the settings that it began with."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from backend.adapters.db.engine import Sessions
+from backend.adapters.db.tables import ProjectTemplate
+from tests.acceptance.faults import numbers
+from tests.acceptance.faults.conftest import Crew, installed
+from tests.acceptance.faults.desk import Desk
+from tests.acceptance.faults.nursery import Nursery
+from tests.acceptance.faults.test_crashes import CALLS
+
+_ENDS = "SELECT status, stop_reason, error FROM project_runs WHERE id = $1"
+_PINNED = "SELECT graph, graph_version, config_snapshot::text FROM project_runs WHERE id = $1"
+
+
+class Deployments:
+    """Releases of one installation that offer other versions of the graph, each by a worker and an api."""
+
+    def __init__(self, crew: Crew, nursery: Nursery, folder: Path) -> None:
+        self._crew, self._nursery = crew, nursery
+        self.paths = {
+            "first": installed(folder / "first", "CHAIN"),
+            "second": installed(folder / "second", "SECOND_CHAIN"),
+            "both": installed(folder / "both", "CHAIN", "SECOND_CHAIN"),
+        }
+        self._worker = 0
+        self.deployed = 0
+
+    async def deploy(self, release: str) -> Desk:
+        """Let the worker before leave and start one of another release; returns the api of that release."""
+        if self._worker:
+            os.kill(self._worker, signal.SIGTERM)
+            await self._nursery.gone(self._worker, 60)
+        path = {"PYTHONPATH": self.paths[release]}
+        self._worker = self._nursery.start(self._crew.environment | path)
+        self.deployed += 1
+        return Desk(self._crew, self._nursery, **path)
+
+
+async def _status(crew: Crew, run_id: UUID, status: str) -> None:
+    async with asyncio.timeout(60):
+        while (await crew.query(_ENDS, run_id))[0][0] != status:
+            await asyncio.sleep(0.05)
+
+
+async def _answer(crew: Crew, desk: Desk, run_id: UUID) -> None:
+    ((question,),) = await crew.query("SELECT id FROM questions WHERE run_id = $1 AND status = 'OPEN'", run_id)
+    assert await desk.status("POST", f"/api/questions/{question}/answer", json={"answer": "blue"}) == 200
+
+
+async def _start(crew: Crew, desk: Desk, name: str) -> UUID:
+    """A run of a new project, as a person starts it."""
+    made = await desk.client.post("/api/projects", json={"name": name, "brief": "go"})
+    chosen = crew.config().model_dump(mode="json", include={"graph", "models", "sandbox"}, exclude_unset=True)
+    started = await desk.client.post(f"/api/projects/{made.json()['id']}/runs", json={"config": chosen})
+    assert started.status_code == 201, started.text
+    return UUID(started.json()["id"])
+
+
+async def _said(crew: Crew, run_id: UUID) -> dict[str, Any]:
+    found = await crew.query("SELECT final_report::text FROM project_runs WHERE id = $1", run_id)
+    report: dict[str, Any] = json.loads(found[0][0])
+    return report["said"]
+
+
+async def test_a_run_keeps_its_graph_and_settings_across_deploys_and_is_refused_clearly_without_them(
+    crew: Crew, nursery: Nursery, sessions: Sessions, tmp_path: Path
+) -> None:
+    async with sessions.begin() as session:
+        described = {"title": "Standard", "graph": "chain", "content_hash": "0" * 64}
+        session.add(ProjectTemplate(slug="standard", version=1, config_patch={}, **described))
+    releases = Deployments(crew, nursery, tmp_path / "releases")
+    kept, lost = [await crew.run("a question") for _ in range(2)]
+    await releases.deploy("first")
+    for run_id in (kept, lost):
+        await _status(crew, run_id, "WAITING")
+    pinned = [await crew.query(_PINNED, run_id) for run_id in (kept, lost)]
+
+    async with await releases.deploy("both") as desk:
+        newer = await _start(crew, desk, "Newer")
+        await _answer(crew, desk, kept)
+        await crew.ended(kept, newer)
+    async with await releases.deploy("second") as desk:
+        await _answer(crew, desk, lost)
+        await _status(crew, lost, "FAILED")
+        ((_, reason, error),) = await crew.query(_ENDS, lost)
+    assert reason == "graph_gone"
+    assert "pinned to version 1 of the graph chain, but only version 2 is installed" in error
+    async with await releases.deploy("both") as desk:
+        assert await desk.status("POST", f"/api/runs/{lost}/retry") == 200
+        await crew.ended(lost)
+
+    numbers.report("deploys", releases.deployed, 4, "releases", runs_in_flight=2, runs_of_the_newer_graph=1)
+    assert set(await crew.query("SELECT status FROM project_runs")) == {("COMPLETED",)}, crew.log()
+    assert [await crew.query(_PINNED, run_id) for run_id in (kept, lost)] == pinned
+    versions = [(await crew.query(_PINNED, run_id))[0][1] for run_id in (kept, lost, newer)]
+    assert versions == ["1", "1", "2"]
+    assert ["signed" in await _said(crew, run_id) for run_id in (kept, lost, newer)] == [False, False, True]
+    assert sum(crew.asked.values()) == 3 * CALLS
+    await crew.check()
