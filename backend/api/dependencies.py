@@ -55,7 +55,7 @@ class StrictRoute(APIRoute):
         return strict
 
 
-def installation_of(connection: HTTPConnection) -> Installation:
+async def installation_of(connection: HTTPConnection) -> Installation:
     """What the application was built on."""
     found: Installation = connection.app.state.installation
     return found
@@ -107,7 +107,7 @@ class Command:
         return Response(body, status, headers=named, media_type=JSON)
 
 
-def actor(
+async def actor(
     x_actor: Annotated[
         str | None, Header(description="Who acts, as the audit trail names it", examples=["ada"])
     ] = None,
@@ -165,7 +165,7 @@ async def _hash_of(request: Request) -> str:
     return hashlib.sha256("\0".join(parts).encode() + b"\0" + await request.body()).hexdigest()
 
 
-def expected_version(
+async def expected_version(
     if_match: Annotated[
         str | None, Header(description='The ETag of what was read, such as `"3"`', examples=['"3"'])
     ] = None,
@@ -185,7 +185,7 @@ def expected_version(
 IfMatch = Annotated[int, Depends(expected_version)]
 
 
-def page_request(
+async def page_request(
     limit: Annotated[int, Query(ge=1, le=MAX_LIMIT, description="Rows of a page")] = 50,
     cursor: Annotated[str | None, Query(max_length=200, description="`next_cursor` of the page before")] = None,
     skip: Annotated[int, Query(ge=0, le=MAX_SKIP, description="Rows to leave out; a cursor is faster")] = 0,

@@ -16,6 +16,7 @@ import orjson
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from backend.adapters.db.checkpointer import LeaseLost
 from backend.adapters.db.engine import Sessions, transaction
 from backend.adapters.db.tables import DeadLetter, ProjectRun
 from backend.domain.config import RunConfig
@@ -110,6 +111,17 @@ async def claim(
         await _bury_if_poisoned(sessions, bell, run_id, max_claims)
         return None
     await bell.wake(run_id)
+    try:
+        return await _put_in_order(sessions, pool, bell, run_id, row)
+    except LeaseLost:
+        # Frozen in between for longer than the lease: somebody else does all of it.
+        return None
+
+
+async def _put_in_order(
+    sessions: Sessions, pool: Any, bell: Bell, run_id: UUID, row: Mapping[str, Any]
+) -> Claimed | None:
+    """Read what the run's past says, settle what it left open, and make the budgets that it needs."""
     # What nobody began has no past that could be known.
     begun = not row["first"] or row["head"] is not None
     past = await pool.fetchrow(_KNOW, run_id, claims.interrupt_key("%")) if begun else None

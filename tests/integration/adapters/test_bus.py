@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
+from redis.asyncio import Redis
 
-from backend.adapters.bus import Followers, Waker
+from backend.adapters.bus import CHANNEL, Followers, Waker
 
 
 @pytest.fixture
@@ -70,3 +72,31 @@ async def test_words_are_lost_quietly_while_redis_is_away() -> None:
     away = Waker("redis://127.0.0.1:1/0")
     assert await away.say(uuid4(), b"word") is False
     await away.close()
+
+
+async def test_followers_of_many_runs_are_woken_by_few_messages_and_none_is_forgotten_at_the_end(
+    redis_url: str,
+) -> None:
+    runs, woken = [uuid4() for _ in range(50)], set()
+    waker = Waker(redis_url)
+    sent: list[int] = []
+    together = waker._redis.pipeline
+
+    def counted(*args: Any, **options: Any) -> Any:
+        sent.append(1)
+        return together(*args, **options)
+
+    waker._redis.pipeline = counted  # type: ignore[method-assign]
+    heard = Redis.from_url(redis_url)
+    async with heard.pubsub() as channel:
+        await channel.subscribe(CHANNEL)
+        await anext(channel.listen())
+        for run_id in runs:
+            await waker.wake(run_id)
+        await waker.close()
+        async for message in channel.listen():
+            woken.add(UUID(message["data"].decode()))
+            if woken >= set(runs):
+                break
+    await heard.aclose()
+    assert len(sent) < len(runs) / 5
