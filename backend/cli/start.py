@@ -18,7 +18,8 @@ from backend.cli.running import running
 from backend.cli.screen import screen, typed
 from backend.domain.config import Patch
 from backend.domain.run import RunStatus
-from backend.engine.embedded import attach
+from backend.engine import health
+from backend.engine.embedded import attach, is_up
 from backend.errors import Unavailable
 from backend.operations import projects, reports, repositories, runs
 from backend.settings import Settings
@@ -65,6 +66,7 @@ async def _run(
     company: Company, brief: str, template: str, name: str, patch: Patch, *, wait: bool, as_json: bool
 ) -> int:
     run = await begin(company, brief, template, name, patch)
+    await _say_who_is_missing(company)
     console = screen()
     if not wait:
         if as_json:
@@ -79,6 +81,16 @@ async def _run(
     else:
         tell(console, facts)
     return code
+
+
+async def _say_who_is_missing(company: Company) -> None:
+    """Servers that are named need not have a worker; a company that is up here has, or is just starting some."""
+    if is_up(company.settings) or company.settings.redis_url is None:
+        return
+    found = await health.workers(company.settings.redis_url.get_secret_value())
+    if found.status != "ok":
+        said = f"{found.sentence} The run waits in the queue until one does. {found.advice}"
+        screen(errors=True).print(Text(said, style="yellow"))
 
 
 async def summary(company: Company, run_id: UUID) -> dict[str, Any]:

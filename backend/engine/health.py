@@ -103,7 +103,7 @@ async def broker(redis_url: str) -> Check:
         return Check(
             "broker",
             "fail",
-            f"The broker cannot be reached: {str(error) or 'no answer in time'}.",
+            f"The broker cannot be reached: {str(error).rstrip('.') or 'no answer in time'}.",
             "Start it, or set REDIS_URL to one that runs. Nothing is lost meanwhile: runs wait in the database.",
         )
     finally:

@@ -117,6 +117,16 @@ async def test_a_worker_waits_until_its_database_is_migrated(hire: Callable[...,
     await firm.becomes(run_id, "RUNNING")
 
 
+async def test_who_starts_a_run_where_no_worker_is_hears_what_it_waits_for(
+    shell: Shell, database_url: str, sessions: Sessions
+) -> None:
+    async with sessions.begin() as session:
+        await templates.load_built_ins(session)
+    done = shell("run", "A library that greets.", database=database_url)
+    assert (done.returncode, "is queued" in done.stdout) == (0, True), done
+    assert "No worker tells of itself. The run waits in the queue until one does." in done.stderr
+
+
 @pytest.mark.parametrize(
     "address", ["nonsense", "mysql://a:hush-hush@host/x", "postgresql://a:hush-hush@host:99999999/x"]
 )
