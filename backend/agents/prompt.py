@@ -41,21 +41,20 @@ def fence(text: str, label: str) -> str:
 def opening(name: str, /, *, pinned: str | None = None, **facts: Any) -> Opening:
     """Render the prompt `name`; every fact that the file uses must be given.
 
-    `pinned` is the `prompt_version` of the run's settings, the beginning of a hash; another version is refused,
+    `pinned` is the `prompt_version` of the run's settings, the beginning of `version`; another version is refused,
     since replies to other words are not what was asked for.
     """
-    digest = prompt_hash(name)
-    if pinned is not None and pinned != "latest" and not digest.startswith(pinned):
+    if pinned is not None and pinned != "latest" and not version(name).startswith(pinned):
         raise StepFailed(
             "prompt_gone",
-            f"The settings pin prompt {name} to version {pinned}, but this installation has {digest[:12]}; "
+            f"The settings pin prompt {name} to version {pinned}, but this installation has {version(name)[:12]}; "
             "set roles.*.prompt_version to that, or to latest.",
         )
     system, _, user = _environment().get_template(name).render(**facts).partition(f"\n{SEPARATOR}\n")
     messages = [{"role": "system", "content": system.strip()}]
     if user.strip():
         messages.append({"role": "user", "content": user.strip()})
-    return Opening(tuple(messages), digest)
+    return Opening(tuple(messages), prompt_hash(name))
 
 
 def text(name: str, /, **facts: Any) -> str:
@@ -67,6 +66,20 @@ def text(name: str, /, **facts: Any) -> str:
 def prompt_hash(name: str) -> str:
     """Return the sha256 of a prompt file and of the files that every prompt includes."""
     return hashlib.sha256("\0".join((_source(name), _source("rules"))).encode()).hexdigest()
+
+
+@cache
+def version(name: str) -> str:
+    """Return the version of all prompts of the role that `name` belongs to, which one setting pins together.
+
+    The hash of its prompt where a role has one; of the hashes of all of them, in the order of their names, where it has
+    several (`pm_analyze`, `pm_plan`, `pm_report`).
+    """
+    role = name.partition("_")[0]
+    files = sorted(file.name for file in (resources.files("backend.agents") / "prompts").iterdir())
+    stems = [file.removesuffix(".md") for file in files if file.endswith(".md")]
+    hashes = [prompt_hash(stem) for stem in stems if stem.partition("_")[0] == role]
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("\0".join(hashes).encode()).hexdigest()
 
 
 @cache

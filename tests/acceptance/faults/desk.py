@@ -25,7 +25,8 @@ class Desk:
         self._environment = environment
         self.pid = 0
         limits = httpx.Limits(max_connections=250, max_keepalive_connections=50)
-        self.client = httpx.AsyncClient(base_url=f"http://127.0.0.1:{self.port}", timeout=60, limits=limits)
+        # Whoever is behind 200 others on a busy machine waits long for an answer, and gets one.
+        self.client = httpx.AsyncClient(base_url=f"http://127.0.0.1:{self.port}", timeout=120, limits=limits)
 
     async def __aenter__(self) -> Desk:
         self.open()

