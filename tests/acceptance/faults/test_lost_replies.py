@@ -16,6 +16,7 @@ from sqlalchemy.exc import DBAPIError, InterfaceError
 
 from backend.adapters.db import calls, commit
 from backend.adapters.db.engine import connect, sessions_of, transaction
+from backend.engine.claiming import claim
 from backend.engine.garbage import Garbage
 from backend.engine.reaper import Reaper
 from backend.engine.repair import Clinic
@@ -45,7 +46,7 @@ class Case:
 
 _HOLD = b"lease_expires_at = CASE WHEN"
 WRITES = {
-    "claims.claim": Case((b"SET status = 'RUNNING', lease_epoch",)),
+    "claiming.claim": Case((b"SET status = 'RUNNING', lease_epoch",)),
     "claims.release": Case((_HOLD,), without=(b"INSERT INTO events",)),
     "claims.pause": Case((_HOLD, b"run.paused"), "pause"),
     "claims.wait": Case((_HOLD, b"run.waiting"), "a question"),
@@ -69,15 +70,25 @@ REAPED = {
     "reaper._stop_abandoned": b"run.stopped_user",
 }
 
+CLAIMED = {
+    "claiming._put_in_order": b"INSERT INTO budgets",
+    "claiming._refuse": b"config_invalid",
+    "claiming._bury_if_poisoned": b"INSERT INTO dead_letters",
+}
+"""What only runs with something particular need when they are taken up."""
+
 OPERATED = {"repair._apply": b"project.changed", "garbage._delete": b"DELETE FROM projects"}
 """What people have done by `company doctor --repair` and `company gc`."""
 
 
 def _transactions_of(module: str) -> set[str]:
-    """The functions of a module of the engine that commit something."""
+    """The functions of a module of the engine that commit something: in a transaction, or by taking a run up."""
     tree = ast.parse((ROOT / "backend" / "engine" / f"{module}.py").read_text())
     functions = [node for node in ast.walk(tree) if isinstance(node, ast.AsyncFunctionDef)]
-    return {f"{module}.{function.name}" for function in functions if "transaction(" in ast.unparse(function)}
+    commits = ("transaction(", "(_TAKE,")
+    return {
+        f"{module}.{function.name}" for function in functions if any(one in ast.unparse(function) for one in commits)
+    }
 
 
 def test_every_write_of_the_engine_loses_a_reply() -> None:
@@ -87,7 +98,7 @@ def test_every_write_of_the_engine_loses_a_reply() -> None:
     found |= {f"commit.{name}" for name in commit.__all__ if name.startswith("save_")}
     for path in (ROOT / "backend" / "engine").glob("*.py"):
         found |= _transactions_of(path.stem)
-    assert found == {name.partition(" ")[0] for name in WRITES} | {*REAPED, *OPERATED}
+    assert found == {name.partition(" ")[0] for name in WRITES} | {*REAPED, *CLAIMED, *OPERATED}
 
 
 _ASKED = (
@@ -155,7 +166,7 @@ async def test_a_worker_whose_writes_succeed_and_seem_to_fail_repeats_and_loses_
     assert sum(crew.asked.values()) <= len(await crew.query("SELECT 1 FROM model_calls WHERE status = 'done'")) + cut
 
 
-_KINDS = ("claims.claim", "claims.pause", "claims.wait", "claims.end")
+_KINDS = ("claiming.claim", "claims.pause", "claims.wait", "claims.end")
 """One of each kind of run, which nothing happens to, to compare with."""
 
 
@@ -198,6 +209,37 @@ async def test_a_reaper_whose_writes_succeed_and_seem_to_fail_does_everything_on
     assert ends == [("QUEUED", 1), ("STOPPED_USER", 2)]
     told = await crew.query("SELECT type, count(*) FROM events GROUP BY 1 ORDER BY 1")
     assert told == [("question.expired", 1), ("run.stopped_user", 2)]
+
+
+async def test_what_a_claim_does_beside_taking_the_run_is_done_once_whatever_its_caller_sees(crew: Crew) -> None:
+    capped = await crew.run(budget={"roles": {"developer": {"tokens": 100_000}}})
+    unreadable, poisoned = await crew.run(), await crew.run()
+    await crew.query("ALTER TABLE project_runs DISABLE TRIGGER guard_snapshot")
+    await crew.query("UPDATE project_runs SET config_snapshot = '{\"graph\": 7}' WHERE id = $1", unreadable)
+    await crew.query("ALTER TABLE project_runs ENABLE TRIGGER guard_snapshot")
+    await crew.query("UPDATE project_runs SET status = 'RUNNING', claims = 5, lease_epoch = 5 WHERE id = $1", poisoned)
+    made = dict(zip(CLAIMED, (capped, unreadable, poisoned), strict=True))
+    failed = 0
+    async with Proxy(crew.database_url) as proxy, asyncpg.create_pool(proxy.url, min_size=1) as pool:
+        engine = connect(proxy.url)
+        who = {"owner": "test", "lease_seconds": 0.05, "max_claims": 5}
+        losses = {name: proxy.lose(mark, made[name].bytes) for name, mark in CLAIMED.items()}
+        for run_id in (*made.values(), *made.values()):
+            await asyncio.sleep(0.1)
+            try:
+                taken = await claim(sessions_of(engine), pool, RecordingBell(), run_id, **who)
+            except (OSError, DBAPIError, InterfaceError):
+                failed += 1
+            else:
+                assert (taken is not None) == (run_id == capped)
+        await engine.dispose()
+    assert {name: loss.happened for name, loss in losses.items()} == dict.fromkeys(CLAIMED, 1)
+    numbers.report("reply lost: claim", failed, len(CLAIMED), "writes", runs=len(made))
+    assert await crew.query("SELECT owner_id, name, limit_tokens FROM budgets") == [(capped, "developer", 100_000)]
+    assert await crew.query("SELECT run_id, lease_epoch FROM dead_letters") == [(poisoned, 6)]
+    ends = await crew.query("SELECT id, status, stop_reason FROM project_runs WHERE ended_at IS NOT NULL ORDER BY 3")
+    assert ends == [(unreadable, "FAILED", "config_invalid"), (poisoned, "FAILED", "poisoned")]
+    assert await crew.query("SELECT count(*) FROM events WHERE type = 'run.failed'") == [(2,)]
 
 
 async def test_a_repair_and_a_collection_that_succeed_and_seem_to_fail_are_made_again_and_done_once(
