@@ -22,6 +22,7 @@ from backend.api.installation import Followers
 POLL_SECONDS = 2.0
 COMMENT_SECONDS = 15.0
 _KEPT = 1_000
+_SENT_AT_ONCE = 8
 _SOONEST = 0.05
 _log = logging.getLogger(__name__)
 
@@ -47,9 +48,12 @@ class Streams:
     async def _follow(self, log: Log[P], after: P | None) -> AsyncIterator[Entry[P] | None]:
         at = after
         while (seen := await self._look_patiently(log, at)) is not None:
-            for entry in seen.entries:
+            for number, entry in enumerate(seen.entries, 1):
                 yield entry
                 at = entry.place
+                if number % _SENT_AT_ONCE == 0:
+                    # Others get their turn, and a client that has dropped off is noticed.
+                    await asyncio.sleep(0)
             if seen.ended:
                 return
             if seen.whole:

@@ -164,6 +164,28 @@ async def test_a_stream_ends_when_its_project_is_deleted(
         assert await seqs(lines) in ([], [2])
 
 
+async def test_who_reads_what_has_been_lets_others_have_their_turns(
+    app: FastAPI, sessions: Sessions, bell: Quiet, new_run: Post
+) -> None:
+    run_id = (await new_run())["id"]
+    await tell(sessions, bell, run_id, 63, end=True)
+    feeds: Streams = app.state.streams
+    turns, counting = 0, True
+
+    async def count() -> None:
+        nonlocal turns
+        while counting:
+            turns += 1
+            await asyncio.sleep(0)
+
+    other = asyncio.create_task(count())
+    seen = [turns async for entry in feeds.follow(UUID(run_id), 0) if entry is not None]
+    counting = False
+    await other
+    assert len(seen) == 65
+    assert len(set(seen)) >= 65 // streams._SENT_AT_ONCE, "they were sent in one go"
+
+
 async def test_readers_that_come_and_go_at_random_miss_and_repeat_nothing(
     app: FastAPI, sessions: Sessions, bell: Quiet, new_run: Post
 ) -> None:
