@@ -86,7 +86,7 @@ async def test_followers_of_many_runs_are_woken_by_few_messages_and_none_is_forg
         sent.append(1)
         return together(*args, **options)
 
-    waker._redis.pipeline = counted  # type: ignore[method-assign]
+    waker._redis.pipeline = counted  # type: ignore[method-assign] # messages are counted where they leave
     heard = Redis.from_url(redis_url)
     async with heard.pubsub() as channel:
         await channel.subscribe(CHANNEL)
