@@ -9,7 +9,7 @@ from typing import Any
 from backend.adapters.checks.program import ProgramChecks
 from backend.adapters.sandbox import Sandbox
 from backend.adapters.toolbox.worktree import WorktreeToolbox
-from backend.adapters.workspace import GitWorkspace
+from backend.adapters.workspace import GitWorkspace, git
 from backend.domain.ports import Checks, Toolbox, Worktree
 from backend.domain.role import Role
 from backend.domain.run import RunFacts
@@ -43,9 +43,11 @@ class RealWorkbench:
 
 
 def workbenches(settings: Settings) -> Workbenches:
-    """Makes the workbench of each run; raises `Unavailable` where no sandbox passes its self-test."""
+    """Makes the workbench of each run; raises `Unavailable` without git, or where no sandbox passes its self-test."""
 
     async def make(facts: RunFacts) -> Workbench:
+        # Before anything is paid for.
+        git.program()
         sandbox = await Sandbox.detect(facts.config.sandbox, commands=settings.engine.commands)
         return RealWorkbench(settings.home, facts, sandbox)
 

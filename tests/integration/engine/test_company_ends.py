@@ -12,6 +12,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
+from backend.adapters.workspace.git import program
 from backend.domain.config import RunConfig
 from backend.domain.model import Choice, Exchange, ModelRequest, Position, Quote
 from backend.engine.leftovers import Leftovers
@@ -167,3 +168,19 @@ async def test_a_sweep_removes_what_ended_runs_left_and_nothing_else(company: Co
     assert await leftovers.sweep() == 2
     assert sorted(entry.name for entry in (tmp_path / "worktrees").iterdir()) == sorted([str(on_its_way), "notes"])
     assert await leftovers.sweep() == 0
+
+
+async def test_a_machine_without_git_ends_a_run_before_anything_is_paid(
+    small: tuple[Company, SmallCompany], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    company, _ = small
+    program.cache_clear()
+    with monkeypatch.context() as bare:
+        bare.setenv("PATH", str(tmp_path))
+        run_id = await begin(company)
+    program.cache_clear()
+    row = await company.row(run_id)
+    assert (row["status"], row["stop_reason"], row["model_calls"]) == ("FAILED", "git_missing", 0)
+    assert row["error"] == "There is no git program on this machine. Install git and start again."
+    await retry(company, run_id)
+    assert await status(company, run_id) == "COMPLETED"
