@@ -37,8 +37,8 @@ LONGEST_FIRST = ("acceptance/faults", "acceptance", "integration/adapters", "int
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """How many processes `-n auto` means: one more than there are cores, since some always wait."""
-    return min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1) + 1
+    """How many processes `-n auto` means: two more than there are cores, since some always wait."""
+    return min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1) + 2
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
