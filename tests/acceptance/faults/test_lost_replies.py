@@ -59,7 +59,7 @@ WRITES = {
     "commit.save_writes": Case((b"INSERT INTO checkpoint_writes",)),
     "commit.save_rows": Case((b"BEGIN", b"INSERT INTO checkpoint_writes")),
     "commit.save_checkpoint": Case((b"FROM fence ON CONFLICT DO NOTHING RETURNING 1",)),
-    "commit.save_next": Case((b"FROM given g WHERE",)),
+    "commit.save_next": Case((b"FROM given g WHERE",), of_anybody=True),
     "commit.save_next of several runs": Case((b"FROM free g WHERE",), of_anybody=True),
 }
 """The writes of a worker, each as the transaction that it is."""
