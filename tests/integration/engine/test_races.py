@@ -316,3 +316,21 @@ async def test_a_call_that_is_cut_while_it_is_reserved_is_not_sent_and_holds_not
     run = await company.row(run_id)
     assert (run["reserved_tokens"], run["model_calls"], run["spent_tokens_input"]) == (0, 0, 0)
     assert await company.pool.fetch("SELECT * FROM v_ledger_check") == []
+
+
+async def test_a_claim_that_had_to_wait_for_an_answer_knows_it(company: Company) -> None:
+    run_id = await company.run("a question")
+    await company.executor.execute(run_id)
+    # As if the worker had died between asking and waiting.
+    for status in ("QUEUED", "RUNNING"):
+        await company.pool.execute("UPDATE project_runs SET status = $2 WHERE id = $1", run_id, status)
+    question = await company.pool.fetchrow("SELECT id, key FROM questions WHERE run_id = $1", run_id)
+    who = {"owner": "test", "lease_seconds": 60.0, "max_claims": 5}
+    async with company.sessions.begin() as session:
+        await questions.answer(session, question["id"], "blue", by="ada")
+        await session.flush()
+        claiming = asyncio.create_task(claim(company.sessions, company.pool, company.bell, run_id, **who))
+        await company.waits_for_a_lock()
+    claimed = await claiming
+    assert claimed is not None
+    assert (claimed.asks, claimed.answers[question["key"]].text) == (False, "blue")
