@@ -8,6 +8,7 @@ from uuid import UUID
 
 from backend.adapters.db.checkpointer.codec import dumps, loads
 from backend.adapters.db.checkpointer.reading import LISTED, values_of
+from backend.adapters.db.checkpointer.sending import patiently
 
 _BY_RUN = (
     "WITH gone AS (DELETE FROM checkpoints WHERE metadata ->> 'run_id' = ANY ($1)"
@@ -86,7 +87,7 @@ async def keep_latest(pool: Any, thread: UUID) -> None:
 
 async def thin(pool: Any, run_id: UUID) -> None:
     """Remove what a fork of an ended run never needs: writes of supersteps that are finished."""
-    await pool.execute(_THIN, run_id)
+    await patiently(lambda: pool.execute(_THIN, run_id))
 
 
 async def _make_whole(connection: Any, row: Mapping[str, Any]) -> None:

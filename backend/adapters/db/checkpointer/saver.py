@@ -30,7 +30,7 @@ from backend.adapters.db import commit
 from backend.adapters.db.checkpointer import reading, retention
 from backend.adapters.db.checkpointer.codec import dumps
 from backend.adapters.db.checkpointer.grouping import GroupCommit
-from backend.adapters.db.checkpointer.sending import LeaseLost, Sent, send
+from backend.adapters.db.checkpointer.sending import LeaseLost, Sent, fetch, patiently, send
 from backend.adapters.db.checkpointer.tail import Tail, as_uuid, follow, next_nodes, node_name, place
 from backend.adapters.db.commit import Fence, PendingWrites
 from backend.adapters.db.projection import Finished, Projection, Rows
@@ -275,13 +275,9 @@ class RunSaver(BaseCheckpointSaver[int]):
         return sent
 
     async def _stored_id(self, row: commit.CheckpointRow) -> UUID | None:
-        found: UUID | None = await self._pool.fetchval(
-            "SELECT checkpoint_id FROM checkpoints WHERE thread_id = $1 AND namespace = $2 AND number = $3",
-            row.thread_id,
-            row.namespace,
-            row.number,
-        )
-        return found
+        text = "SELECT checkpoint_id FROM checkpoints WHERE thread_id = $1 AND namespace = $2 AND number = $3"
+        found = await fetch(self._pool, text, (row.thread_id, row.namespace, row.number))
+        return None if found is None else found["checkpoint_id"]
 
     def _finished(
         self, thread: str, namespace: str, task_id: str, task_path: str, writes: Sequence[tuple[str, Any]]
@@ -308,7 +304,7 @@ class RunSaver(BaseCheckpointSaver[int]):
         """What the next checkpoint follows: its parent's sources, and the last number of the namespace."""
         last = self._tails.get((thread, namespace))
         if last is None:
-            row = await self._pool.fetchrow(reading.LATEST, as_uuid(thread, "thread_id"), namespace)
+            row = await self._latest(thread, namespace)
             last = Tail.of(row) if row else Tail(thread, namespace, None, 0, None, {})
         if parent == last.checkpoint_id:
             return last
@@ -317,17 +313,15 @@ class RunSaver(BaseCheckpointSaver[int]):
         return Tail(thread, namespace, parent, await self._last_number(thread, namespace), None, sources)
 
     async def _last_number(self, thread: str, namespace: str) -> int:
-        found: int = await self._pool.fetchval(
-            "SELECT coalesce(max(number), 0) FROM checkpoints WHERE thread_id = $1 AND namespace = $2",
-            UUID(thread),
-            namespace,
-        )
-        return found
+        text = "SELECT coalesce(max(number), 0) AS last FROM checkpoints WHERE thread_id = $1 AND namespace = $2"
+        return int((await fetch(self._pool, text, (UUID(thread), namespace)))["last"])
+
+    async def _latest(self, thread: str, namespace: str) -> Any:
+        return await fetch(self._pool, reading.LATEST, (as_uuid(thread, "thread_id"), namespace))
 
     async def _row_of(self, thread: str, namespace: str, checkpoint_id: str) -> Any:
-        return await self._pool.fetchrow(
-            reading.BY_ID, as_uuid(thread, "thread_id"), namespace, as_uuid(checkpoint_id, "checkpoint_id")
-        )
+        named = as_uuid(thread, "thread_id"), namespace, as_uuid(checkpoint_id, "checkpoint_id")
+        return await fetch(self._pool, reading.BY_ID, named)
 
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
         """The named checkpoint, or the latest: the run's head, never the newest by anybody's clock."""
@@ -335,18 +329,12 @@ class RunSaver(BaseCheckpointSaver[int]):
         if not self._begun and not checkpoint_id and not namespace:
             self._tails.setdefault((thread, namespace), Tail(thread, namespace, None, 0, None, {}))
             return None
-        async with self._pool.acquire() as connection:
-            if checkpoint_id:
-                row = await self._row_of(thread, namespace, checkpoint_id)
-            else:
-                row = await connection.fetchrow(reading.LATEST, as_uuid(thread, "thread_id"), namespace)
-            if row is None:
-                if not checkpoint_id:
-                    self._tails[(thread, namespace)] = Tail(thread, namespace, None, 0, None, {})
-                return None
-            loaded = await reading.load(connection, row)
+        wanted = self._row_of(thread, namespace, checkpoint_id) if checkpoint_id else self._latest(thread, namespace)
+        row = await wanted
+        loaded = None if row is None else await patiently(lambda: reading.load(self._pool, row))
         if not checkpoint_id:
-            self._tails[(thread, namespace)] = Tail.of(row, loaded.checkpoint)
+            empty = Tail(thread, namespace, None, 0, None, {})
+            self._tails[(thread, namespace)] = Tail.of(row, loaded.checkpoint) if loaded else empty
         return loaded
 
     async def alist(
@@ -359,12 +347,8 @@ class RunSaver(BaseCheckpointSaver[int]):
     ) -> AsyncIterator[CheckpointTuple]:
         """The checkpoints that fit, newest first."""
         text, args = reading.search(config, filter, before, limit)
-        async with self._pool.acquire() as connection:
-            rows = await connection.fetch(text, *args)
-        for row in rows:
-            async with self._pool.acquire() as connection:
-                loaded = await reading.load(connection, row)
-            yield loaded
+        for row in await self._pool.fetch(text, *args):
+            yield await reading.load(self._pool, row)
 
     # --- keeping ---------------------------------------------------------------------------------------------------
 

@@ -1,10 +1,13 @@
-"""Sends commits: one statement is one transaction, sent again when the connection was lost on the way."""
+"""What a driven run asks of the database, asked again while the database is away for a moment.
+
+A commit is one transaction, mostly one statement; its rows have keys, so that sent twice it is written once.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import asyncpg
 
@@ -25,7 +28,9 @@ LOST_CONNECTION = (
     asyncpg.IdleInTransactionSessionTimeoutError,
     asyncpg.TransactionTimeoutError,
 )
+_PASSING = (asyncpg.SerializationError, asyncpg.DeadlockDetectedError, *LOST_CONNECTION)
 _PAUSES = (0.1, 0.3, 1.0, 2.0, 4.0)
+_Found = TypeVar("_Found")
 
 
 class LeaseLost(CompanyError):
@@ -52,26 +57,32 @@ async def send(
 
     Raises `Invalid` when the database refuses the rows, `Unavailable` when it cannot be reached for some seconds.
     """
-    for pause in (*_PAUSES, None):
-        try:
-            if await shortcut():
-                return Sent(fenced=True, fresh=True)
-            return await _send_once(pool, statements())
-        except (asyncpg.IntegrityConstraintViolationError, asyncpg.DataError, asyncpg.RaiseError) as error:
-            raise Invalid(f"The database refused what the node recorded: {error}", code="effect_refused") from error
-        except (asyncpg.SerializationError, asyncpg.DeadlockDetectedError, *LOST_CONNECTION) as error:
-            if pause is None:
-                raise Unavailable(f"The database cannot be reached: {error}", code="database_unavailable") from error
-            await asyncio.sleep(pause)
-    raise AssertionError("unreachable")
+
+    async def once() -> Sent:
+        if await shortcut():
+            return Sent(fenced=True, fresh=True)
+        return await _send_once(pool, statements())
+
+    try:
+        return await patiently(once)
+    except (asyncpg.IntegrityConstraintViolationError, asyncpg.DataError, asyncpg.RaiseError) as error:
+        raise Invalid(f"The database refused what the node recorded: {error}", code="effect_refused") from error
 
 
 async def fetch(pool: Any, text: str, args: Sequence[Any]) -> Any:
-    """Run one statement that may be sent twice, and return its row; raises as `send` does."""
+    """Run one statement that may be sent twice, and return its row; raises as `patiently` does."""
+    return await patiently(lambda: pool.fetchrow(text, *args))
+
+
+async def patiently(ask: Callable[[], Awaitable[_Found]]) -> _Found:
+    """Ask what may be asked twice, again after a pause while the database is away or busy with itself.
+
+    A node must not fail because of a restart that happens to meet its read. Raises `Unavailable` after some seconds.
+    """
     for pause in (*_PAUSES, None):
         try:
-            return await pool.fetchrow(text, *args)
-        except (asyncpg.SerializationError, asyncpg.DeadlockDetectedError, *LOST_CONNECTION) as error:
+            return await ask()
+        except _PASSING as error:
             if pause is None:
                 raise Unavailable(f"The database cannot be reached: {error}", code="database_unavailable") from error
             await asyncio.sleep(pause)
