@@ -9,7 +9,7 @@ from uuid import UUID
 from fastapi import APIRouter, Query, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from backend.adapters.db.tables import Project, ProjectRun
+from backend.adapters.db.tables import Project
 from backend.api.dependencies import (
     Changing,
     Here,
@@ -26,7 +26,7 @@ from backend.api.problems import documented
 from backend.api.runs import RunView
 from backend.api.views import PageOf, view_model
 from backend.domain.project import ProjectStatus
-from backend.operations import projects, repositories, runs
+from backend.operations import projects, repositories, starting
 
 router = APIRouter(prefix="/api/projects", tags=["projects"], route_class=StrictRoute)
 
@@ -165,7 +165,7 @@ async def delete_project(project_id: UUID, command: Changing, here: Here) -> Res
 async def start_run(project_id: UUID, body: RunStart, command: Posting, here: Here) -> Response:
     """Start a run; its settings are merged and pinned, and the workers are told."""
     with settings_in_config():
-        run = await runs.start(
+        run = await starting.start(
             command.session,
             project_id,
             patch=body.config,
@@ -174,5 +174,4 @@ async def start_run(project_id: UUID, body: RunStart, command: Posting, here: He
             by=command.by,
             correlation_id=command.request_id,
         )
-    row = await runs.VIEW.one(command.session, ProjectRun.id == run.id)
-    return await command.answer(row, 201, Location=f"/api/runs/{run.id}", ETag=f'"{run.version}"')
+    return await command.answer(run.json, 201, Location=f"/api/runs/{run.id}", ETag=f'"{run.version}"')

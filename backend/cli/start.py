@@ -21,7 +21,7 @@ from backend.domain.run import RunStatus
 from backend.engine import health
 from backend.engine.embedded import attach, is_up
 from backend.errors import Unavailable
-from backend.operations import projects, reports, repositories, runs
+from backend.operations import projects, reports, repositories, runs, starting
 from backend.settings import Settings
 
 
@@ -52,7 +52,7 @@ async def begin(company: Company, brief: str, template: str, name: str, patch: P
     """Make the project and its first run in one transaction."""
     async with transaction(company.sessions, company.bell) as session:
         project = await projects.create(session, name=name, brief=brief, template_slug=template, by=person())
-        return await runs.start(
+        started = await starting.start(
             session,
             project.id,
             patch=patch,
@@ -60,6 +60,7 @@ async def begin(company: Company, brief: str, template: str, name: str, patch: P
             faults=company.faults,
             by=person(),
         )
+        return await runs.get(session, started.id)
 
 
 async def _run(

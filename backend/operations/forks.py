@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import select
+from sqlalchemy import literal, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from backend.adapters.db import forking
@@ -63,7 +63,8 @@ async def fork(
     runs.check_startable(project)
     place.graph_found(parent.graph, parent.graph_version)
     kept = await _checkpoint(session, parent, checkpoint_id)
-    number = await runs.next_number(session, project.id)
+    number = await session.scalar(select(runs.next_number(literal(project.id))))
+    assert number is not None
     config = await _settings(session, parent, kept, patch, number, place)
     if found := place.faults(config, parent.brief):
         raise Invalid("The fork cannot begin: " + " ".join(fault.message for fault in found), faults=found)

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from typing import Any, TypeVar
 from uuid import UUID
 
-from sqlalchemy import DateTime, Numeric, Select, Text, cast, func, literal_column, null, select, tuple_
+from sqlalchemy import CTE, DateTime, Numeric, Select, Subquery, Text, cast, func, literal_column, null, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.sql.elements import ColumnElement
 
@@ -136,6 +136,12 @@ class View:
         if found is None:
             raise NotFound(f"There is no such {self.what}.")
         return found
+
+    def made(self, rows: CTE) -> Subquery:
+        """The rows that the same statement makes; what is computed from what they will own is null as yet."""
+        columns = ((name, rows.c.get(name)) for name in self.columns)
+        shows = (null() if column is None else shown(column) for _, column in columns)
+        return select(*(column.label(name) for name, column in zip(self.columns, shows, strict=True))).subquery("x")
 
     async def all(
         self, session: AsyncSession, *where: ColumnElement[bool], order_by: Sequence[Any], limit: int

@@ -1,4 +1,4 @@
-"""What people can do with a run: start, pause, resume, stop, retry.
+"""What people can do with a run that is there: pause, resume, stop, retry.
 
 Statuses change only along `domain/run.MOVES`, under the run's row lock; what a worker holds is asked of it
 (`requested`), what nobody holds is done at once. Locks are taken in the order run, then project.
@@ -6,24 +6,22 @@ Statuses change only along `domain/run.MOVES`, under the run's row lock; what a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Uuid, func, select, update
+from sqlalchemy import Row, func, select, update
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.sql.elements import ColumnElement
 
 from backend.adapters.db.engine import ring_after_commit
-from backend.adapters.db.tables import DeadLetter, Project, ProjectRun, ProjectTemplate, Question
-from backend.domain.config import Patch, RunConfig
+from backend.adapters.db.tables import DeadLetter, Project, ProjectRun, Question
 from backend.domain.ids import DEFAULT_TENANT
 from backend.domain.lifecycle import transition
-from backend.domain.patch import merge, snapshot
 from backend.domain.project import ProjectStatus
 from backend.domain.question import QuestionKind, QuestionStatus
 from backend.domain.run import ENDED, MOVES, Request, RunStatus
@@ -94,71 +92,13 @@ async def page(
     return await LISTED.page(session, wanted, *where)
 
 
-async def start(
-    session: AsyncSession,
-    project_id: UUID,
-    *,
-    patch: Patch,
-    graph_version: Callable[[str], str],
-    faults: Callable[[RunConfig, str], Sequence[Fault]],
-    by: str,
-    tenant_id: UUID = DEFAULT_TENANT,
-    correlation_id: str = "",
-    idempotency_key: str | None = None,
-) -> ProjectRun:
-    """Begin a run of a project: its settings are merged and pinned, and the workers are told.
-
-    `graph_version` names the version of a graph that new runs follow (raises `Invalid` for an unknown graph), `faults`
-    says what of a configuration cannot work on this installation (a missing key, an unpriced model). The same
-    `idempotency_key` gives the same run again. Raises `Conflict` while another run of the project is on its way.
-    """
-    project = await projects.get(session, project_id, tenant_id=tenant_id, lock=True)
-    if idempotency_key is not None and (again := await _started_with(session, project, idempotency_key)):
-        return again
-    check_startable(project)
-    template, number, run_id = await _beginning(session, project)
-    config = merge({"graph": template.graph}, template.config_patch, project.config_patch, patch)
-    if found := faults(config, project.brief):
-        raise Invalid("The run cannot begin: " + " ".join(fault.message for fault in found), faults=found)
-    run = ProjectRun(
-        id=run_id,
-        tenant_id=tenant_id,
-        project_id=project.id,
-        number=number,
-        status=RunStatus.QUEUED,
-        requested=Request.NONE,
-        graph=config.graph,
-        graph_version=graph_version(config.graph),
-        template_slug=template.slug,
-        template_version=template.version,
-        brief=project.brief,
-        config_snapshot=snapshot(config),
-        limit_tokens=config.budget.tokens,
-        limit_usd=config.budget.usd,
-        limit_seconds=config.budget.seconds,
-        event_seq=0,
-        correlation_id=correlation_id,
-        started_by=by,
-        idempotency_key=idempotency_key,
-    )
-    told = {"number": run.number, "graph": run.graph, "template": template.slug, "by": by}
-    created = events.numbered(run, "run.created", told)
-    session.add(run)
-    await session.flush()
-    session.add(created)
-    project.active_run_id = run.id
-    ring_after_commit(session, run.id)
-    await session.flush()
-    return run
-
-
 async def forecast(session: AsyncSession, run_id: UUID) -> dict[str, Any] | None:
     """What the run will have spent when it is done, as ranges, and how they are computed; None: nothing can be said."""
     said: dict[str, Any] | None = await session.scalar(select(func.run_forecast(run_id, type_=JSONB)))
     return said
 
 
-def check_startable(project: Project) -> None:
+def check_startable(project: Project | Row[Any]) -> None:
     """Raise `Conflict` unless a run of the project may begin now."""
     if project.active_run_id is not None:
         raise Conflict(
@@ -171,38 +111,10 @@ def check_startable(project: Project) -> None:
         )
 
 
-async def _started_with(session: AsyncSession, project: Project, key: str) -> ProjectRun | None:
-    found = await session.scalar(
-        select(ProjectRun).where(ProjectRun.tenant_id == project.tenant_id, ProjectRun.idempotency_key == key)
-    )
-    if found is not None and found.project_id != project.id:
-        raise Conflict(f"The key {key} has already started a run of another project.", code="idempotency_conflict")
-    return found
-
-
-async def next_number(session: AsyncSession, project_id: UUID) -> int:
-    """The number of the project's next run; the caller holds the project's row lock."""
-    return int(await session.scalar(select(_next_number(project_id))) or 1)
-
-
-def _next_number(project_id: UUID) -> ColumnElement[int]:
+def next_number(project_id: ColumnElement[UUID]) -> ColumnElement[int]:
+    """The number of a project's next run; the caller holds the project's row lock."""
     last = select(func.max(ProjectRun.number)).where(ProjectRun.project_id == project_id).scalar_subquery()
     return func.coalesce(last, 0) + 1
-
-
-async def _beginning(session: AsyncSession, project: Project) -> tuple[ProjectTemplate, int, UUID]:
-    """What a new run begins with, in one question: the project's template, the run's number and its id."""
-    found = await session.execute(
-        select(ProjectTemplate, _next_number(project.id), func.uuidv7(type_=Uuid())).where(
-            ProjectTemplate.tenant_id == project.tenant_id,
-            ProjectTemplate.slug == project.template_slug,
-            ProjectTemplate.version == project.template_version,
-        )
-    )
-    row = found.one_or_none()
-    if row is None:
-        raise NotFound(f"There is no template {project.template_slug} version {project.template_version}.")
-    return row[0], row[1], row[2]
 
 
 async def pause(

@@ -62,6 +62,22 @@ async def test_a_run_is_paused_resumed_stopped_and_retried(
     ]
 
 
+async def test_a_run_that_begins_is_shown_as_whoever_asks_for_it_sees_it(
+    client: httpx.AsyncClient, new_project: Post, sessions: Sessions
+) -> None:
+    project = await new_project()
+    began = await client.post(
+        f"/api/projects/{project['id']}/runs", json={"config": {"budget": {"usd": "1.5"}}}, headers={"X-Actor": "ada"}
+    )
+    seen = await client.get(began.headers["Location"])
+    assert (began.json(), began.headers["ETag"]) == (seen.json(), seen.headers["ETag"])
+    async with sessions() as session:
+        (event,) = await log.timeline(session, UUID(seen.json()["id"]))
+    told = {"number": 1, "graph": seen.json()["graph"], "template": seen.json()["template_slug"], "by": "ada"}
+    assert (event.type, event.seq, event.payload, event.instance) == ("run.created", 1, told, log.instance())
+    assert event.correlation_id == seen.json()["correlation_id"] != ""
+
+
 async def test_runs_are_listed_by_project_status_and_time(client: httpx.AsyncClient, new_run: Post) -> None:
     first, second = await new_run(), await new_run()
     await client.post(f"/api/runs/{first['id']}/stop")

@@ -19,7 +19,7 @@ from backend.adapters.db.tables import Event, Project, ProjectRun, ProjectTempla
 from backend.domain.config import RunConfig
 from backend.domain.run import ENDED, MOVES, Request, RunStatus
 from backend.errors import Conflict, Fault, Invalid, NotFound
-from backend.operations import events, projects, questions, runs
+from backend.operations import events, projects, questions, runs, starting
 
 Make = Callable[..., Awaitable[Any]]
 
@@ -39,7 +39,11 @@ def no_faults(config: RunConfig, brief: str) -> Sequence[Fault]:
 
 async def start(session: AsyncSession, project: Project, **options: Any) -> ProjectRun:
     asked: dict[str, Any] = {"patch": {}, "graph_version": lambda name: "1", "faults": no_faults, "by": "ada"} | options
-    return await runs.start(session, project.id, **asked)
+    await session.flush()
+    started = await starting.start(session, project.id, **asked)
+    if project in session:
+        await session.refresh(project)
+    return await runs.get(session, started.id)
 
 
 async def types_of(session: AsyncSession, run: ProjectRun) -> list[str]:
