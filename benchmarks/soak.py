@@ -1,5 +1,7 @@
 """Memory over mixed load: runs in waves, list pages and followers, for minutes (`--minutes 60`: an hour).
 
+`--pause` leaves the machine to others for a while after each wave.
+
 What a process holds is sampled each second; the median of the last third is compared with that of the second third:
 the first one fills caches and pools.
 """
@@ -28,7 +30,7 @@ async def sample(pids: dict[str, int], found: dict[str, list[float]], until: flo
         await asyncio.sleep(1)
 
 
-async def waves(database: Any, lines: Lines, size: int, until: float) -> int:
+async def waves(database: Any, lines: Lines, size: int, until: float, pause: float) -> int:
     """Runs of 20 and 200 kB, a wave after the other; each run gets a follower to its end."""
     done = 0
     while time.monotonic() < until:
@@ -43,27 +45,30 @@ async def waves(database: Any, lines: Lines, size: int, until: float) -> int:
         runs = [answer.json()["id"] for answer in answers]
         await asyncio.gather(*(lines.ask("GET", f"/api/runs/{run}/events") for run in runs))
         done += size
+        await asyncio.sleep(pause)
     return done
 
 
-async def pages(lines: Lines, until: float) -> int:
+async def pages(lines: Lines, until: float, pause: float) -> int:
     answered = 0
     while time.monotonic() < until:
         for path in ("/api/runs?limit=50", "/api/projects?limit=50", "/api/tasks?limit=200", "/metrics"):
             await lines.ask("GET", path)
             answered += 1
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(max(0.2, pause / 10))
     return answered
 
 
-async def bench(company: place.Company, minutes: float, size: int) -> tuple[dict[str, list[float]], int, int]:
+async def bench(
+    company: place.Company, minutes: float, size: int, pause: float
+) -> tuple[dict[str, list[float]], int, int]:
     database = await asyncpg.connect(company.database_url)
     until = time.monotonic() + minutes * 60
     pids = {"api": company.api.process.pid, "worker": company.workers[0].process.pid}
     found: dict[str, list[float]] = {name: [] for name in pids}
     with contextlib.closing(Lines(company.port, size + 4)) as lines:
         runs, answered, _ = await asyncio.gather(
-            waves(database, lines, size, until), pages(lines, until), sample(pids, found, until)
+            waves(database, lines, size, until, pause), pages(lines, until, pause), sample(pids, found, until)
         )
     await database.close()
     return found, runs, answered
@@ -73,9 +78,10 @@ def main() -> None:
     options = place.parser(__doc__, rounds=1)
     options.add_argument("--minutes", type=float, default=3.0)
     options.add_argument("--at-once", type=int, default=40, help="runs of a wave")
+    options.add_argument("--pause", type=float, default=0.0, help="seconds after each wave")
     asked = options.parse_args()
     with place.servers() as servers, servers.database() as url, place.company(servers, url) as company:
-        found, runs, answered = asyncio.run(bench(company, asked.minutes, asked.at_once))
+        found, runs, answered = asyncio.run(bench(company, asked.minutes, asked.at_once, asked.pause))
     lines, ratios = [], []
     for name, samples in found.items():
         third = len(samples) // 3
