@@ -320,25 +320,29 @@ class Journal:
         assert event_type in EVENT_TYPES, event_type
         books, visit = self._books, self._visit
         ordinal = self._noted[event_type] = self._noted.get(event_type, 0) + 1
-        fence = books.lease.fence
-        identity = uuid5(fence.run_id, f"note/{visit.node}/{visit.number}/{event_type}/{ordinal}")
+        identity = uuid5(books.lease.fence.run_id, f"note/{visit.node}/{visit.number}/{event_type}/{ordinal}")
         told = mended({"node": visit.node, "visit": visit.number, "task": visit.task_key} | dict(payload))
-        row = await fetch(books.pool, *calls.note(fence, identity, event_type, told, books.instance))
-        if not row["fenced"]:
-            raise LeaseLost("The run has another owner.")
-        books.wake()
+        await _record(books, identity, event_type, told)
 
 
 async def warn_of_time(books: Books, share: float, limit: int) -> None:
     """Record once a share and limit that a share of the run's working time is used up; never raises."""
-    fence = books.lease.fence
-    identity = uuid5(fence.run_id, f"warned/seconds/{share}/{limit}")
+    identity = uuid5(books.lease.fence.run_id, f"warned/seconds/{share}/{limit}")
     told = {"scope": "run", "name": "all", "unit": "seconds", "share": share, "spent": share * limit, "limit": limit}
     try:
-        await fetch(books.pool, *calls.note(fence, identity, "budget.warned", told, books.instance))
+        await _record(books, identity, "budget.warned", told)
     except (CompanyError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         _log.warning("A warning of the run's time was not recorded: %s", error)
-        return
+
+
+async def _record(books: Books, identity: UUID, event_type: str, told: Mapping[str, Any]) -> None:
+    """Record an event now, once by its identity."""
+    try:
+        row = await fetch(books.pool, *calls.note(books.lease.fence, identity, event_type, told, books.instance))
+        if not row["fenced"]:
+            raise LeaseLost("The run has another owner.")
+    except asyncpg.UniqueViolationError:
+        _log.debug("An earlier sending of the event %s was on its way still when it was sent again.", event_type)
     books.wake()
 
 

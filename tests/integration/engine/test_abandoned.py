@@ -155,3 +155,24 @@ async def test_what_the_journal_gave_to_a_visit_that_ran_again_is_told_as_saved(
     async with company.sessions() as session:
         run = await runs.get(session, run_id)
         assert (await costs.of_run(session, run))["saved"] == (await reports.of_run(session, run))["saved"]
+
+
+async def test_a_worker_that_took_a_run_up_again_after_its_lease_ran_out_gives_it_back_when_it_leaves(
+    company: Company,
+) -> None:
+    worker, run_id = company.executor, await company.run()
+    company.transport.gate.clear()
+    before = asyncio.create_task(worker.execute(run_id))
+    await company.until(lambda: company.transport.calls)
+    lease = worker.leases[run_id]
+    company.heartbeat.remove(lease)
+    await company.pool.execute("UPDATE project_runs SET lease_expires_at = clock_timestamp()")
+    again = asyncio.create_task(worker.execute(run_id))
+    await company.until(lambda: len(company.transport.calls) == 2)
+    lease.lose()
+    await before
+    worker.hold_all("shutdown")
+    await asyncio.wait_for(again, 60)
+    row = await company.row(run_id)
+    assert (row["status"], row["lease_owner"], row["lease_epoch"], row["claims"]) == ("RUNNING", None, 2, 0)
+    await holds(company)
