@@ -39,6 +39,7 @@ async def _freeze_some(crew: Crew, nursery: Nursery, chance: random.Random) -> t
     return victims, sum(pid in held for pid in victims)
 
 
+@numbers.patience(25)
 async def test_workers_that_are_frozen_four_at_once_write_nothing_when_they_wake_up(
     crew: Crew, nursery: Nursery
 ) -> None:

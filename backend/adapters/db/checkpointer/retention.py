@@ -31,7 +31,7 @@ _HEADS = (
 )
 _THIN = (
     "DELETE FROM checkpoint_writes w USING project_runs r WHERE r.id = $1 AND w.thread_id = r.id"
-    " AND w.checkpoint_id IS DISTINCT FROM r.head_checkpoint_id"
+    " AND r.ended_at IS NOT NULL AND w.checkpoint_id IS DISTINCT FROM r.head_checkpoint_id"
 )
 
 
@@ -85,7 +85,10 @@ async def keep_latest(pool: Any, thread: UUID) -> None:
 
 
 async def thin(pool: Any, run_id: UUID) -> None:
-    """Remove what a fork of an ended run never needs: writes of supersteps that are finished."""
+    """Remove what a fork of an ended run never needs: writes of supersteps that are finished.
+
+    A run that somebody retried meanwhile keeps them: those of its subgraphs, too, belong to supersteps on their way.
+    """
     await pool.execute(_THIN, run_id)
 
 
