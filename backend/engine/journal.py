@@ -24,7 +24,7 @@ from backend.adapters.crashes import crash_point
 from backend.adapters.db import calls
 from backend.adapters.db.calls import Attempt, Outcome
 from backend.adapters.db.checkpointer import LeaseLost
-from backend.adapters.db.checkpointer.sending import fetch
+from backend.adapters.db.checkpointer.sending import fetch, persist
 from backend.adapters.db.projection import mended
 from backend.adapters.llm.prices import price
 from backend.domain.budget import breach
@@ -140,7 +140,8 @@ class Journal:
     async def _journal(self) -> Mapping[int, Any]:
         if self._written is None:
             run_id = self._books.lease.fence.run_id
-            rows = await self._books.pool.fetch(_JOURNAL, run_id, self._visit.node, self._visit.number)
+            asked = (_JOURNAL, run_id, self._visit.node, self._visit.number)
+            rows = await persist(lambda: self._books.pool.fetch(*asked))
             self._written = {row["ordinal"]: row for row in rows}
         return self._written
 
@@ -240,7 +241,7 @@ class Journal:
             row = await fetch(self._books.pool, *calls.reserve(self._books.lease.fence, attempt))
         except asyncpg.UniqueViolationError:
             # The first sending was committed, its answer was lost, and the statement was sent again.
-            row = await self._books.pool.fetchrow(_RESERVED, *self._key(attempt))
+            row = await fetch(self._books.pool, _RESERVED, self._key(attempt))
         if not row["fenced"]:
             raise LeaseLost("The run has another owner.")
         if row["call"] is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import asyncpg
 
@@ -25,6 +25,7 @@ LOST_CONNECTION = (
     asyncpg.IdleInTransactionSessionTimeoutError,
     asyncpg.TransactionTimeoutError,
 )
+_Found = TypeVar("_Found")
 _PAUSES = (0.1, 0.3, 1.0, 2.0, 4.0)
 
 
@@ -52,25 +53,32 @@ async def send(
 
     Raises `Invalid` when the database refuses the rows, `Unavailable` when it cannot be reached for some seconds.
     """
-    for pause in (*_PAUSES, None):
-        try:
-            if await shortcut():
-                return Sent(fenced=True, fresh=True)
-            return await _send_once(pool, statements())
-        except (asyncpg.IntegrityConstraintViolationError, asyncpg.DataError, asyncpg.RaiseError) as error:
-            raise Invalid(f"The database refused what the node recorded: {error}", code="effect_refused") from error
-        except (asyncpg.SerializationError, asyncpg.DeadlockDetectedError, *LOST_CONNECTION) as error:
-            if pause is None:
-                raise Unavailable(f"The database cannot be reached: {error}", code="database_unavailable") from error
-            await asyncio.sleep(pause)
-    raise AssertionError("unreachable")
+
+    async def once() -> Sent:
+        if await shortcut():
+            return Sent(fenced=True, fresh=True)
+        return await _send_once(pool, statements())
+
+    try:
+        return await persist(once)
+    except (asyncpg.IntegrityConstraintViolationError, asyncpg.DataError, asyncpg.RaiseError) as error:
+        raise Invalid(f"The database refused what the node recorded: {error}", code="effect_refused") from error
 
 
 async def fetch(pool: Any, text: str, args: Sequence[Any]) -> Any:
     """Run one statement that may be sent twice, and return its row; raises as `send` does."""
+    return await persist(lambda: pool.fetchrow(text, *args))
+
+
+async def persist(work: Callable[[], Awaitable[_Found]]) -> _Found:
+    """Do what may be done twice until the database answers; raises `Unavailable` when it stays away for some seconds.
+
+    Whatever a run asks of the database goes this way, reads as well: an error of the driver that came out of a node
+    would look like the node's own.
+    """
     for pause in (*_PAUSES, None):
         try:
-            return await pool.fetchrow(text, *args)
+            return await work()
         except (asyncpg.SerializationError, asyncpg.DeadlockDetectedError, *LOST_CONNECTION) as error:
             if pause is None:
                 raise Unavailable(f"The database cannot be reached: {error}", code="database_unavailable") from error
