@@ -22,7 +22,6 @@ from tests.acceptance.faults.conftest import Crew
 from tests.acceptance.faults.desk import Desk, visited
 from tests.acceptance.faults.nursery import Nursery
 from tests.acceptance.faults.test_crashes import CALLS
-from tests.acceptance.faults.test_storms import _never_idle
 
 
 @pytest.fixture
@@ -99,7 +98,7 @@ async def test_a_database_that_restarts_again_and_again_loses_nothing(
     restarts = {signal.SIGINT: 0, signal.SIGQUIT: 0}
     with crew.server:
         try:
-            made = await _never_idle(crew)
+            made = await crew.never_idle()
             for _ in range(2):
                 nursery.start(crew.environment)
             async with Desk(crew, nursery) as desk, visited(desk, made[0]) as visitors:
@@ -139,7 +138,7 @@ async def _work_for(crew: Crew, seconds: float) -> None:
     while time.monotonic() < until:
         # Connections of before the restart are found out to be dead when they are used.
         with contextlib.suppress(*AWAY):
-            await _never_idle(crew)
+            await crew.never_idle()
         await asyncio.sleep(0.2)
 
 

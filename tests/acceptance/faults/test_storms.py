@@ -36,20 +36,6 @@ OPEN_RUNS = numbers.of(40)
 """So many runs are on their way at once: each kill takes some of them down, and they wait for their leases to end."""
 
 
-async def _busy(crew: Crew) -> set[int]:
-    """The process ids of the workers that hold a run."""
-    rows = await crew.query(
-        "SELECT split_part(lease_owner, '/', 2) FROM project_runs WHERE status = 'RUNNING' AND lease_owner IS NOT NULL"
-    )
-    return {int(row[0]) for row in rows}
-
-
-async def _never_idle(crew: Crew, least: int = 6) -> list[UUID]:
-    """Start runs where few are left: a fault that hits nobody who works proves nothing."""
-    open_runs = await crew.query("SELECT count(*) FROM project_runs WHERE ended_at IS NULL")
-    return [await crew.run() for _ in range(3)] if open_runs[0][0] < least else []
-
-
 class Counting(Crew):
     """A crew whose model endpoint numbers its answers and knows for which run each was asked.
 
@@ -166,7 +152,7 @@ class Storm:
     async def strike(self) -> None:
         """Kill one of those that hold a run; every other time it may be anybody, a worker that just starts as well."""
         await asyncio.sleep(self._chance.uniform(0.02, 0.2))
-        holding = await _busy(self._crew)
+        holding = await self._crew.busy()
         busy = [pid for pid in self._nursery.alive if pid in holding]
         if not busy and len(self.killed) % 2:
             return
@@ -205,7 +191,7 @@ async def test_a_storm_of_kills_of_workers_whose_clocks_are_off_loses_and_repeat
     for _ in range(WORKERS):
         storm.start()
     while len(storm.killed) < wanted:
-        made += await _never_idle(crew, OPEN_RUNS)
+        made += await crew.never_idle(OPEN_RUNS)
         # All of the runs are to be hit, not a few of them again and again that never come to their ends.
         if len(storm.killed) < KILLS_A_RUN * (len(made) - OPEN_RUNS):
             await storm.strike()
@@ -264,8 +250,8 @@ async def test_a_rolling_restart_repeats_nothing(crew: Crew, nursery: Nursery) -
     async with asyncio.timeout(240):
         while len(took) < restarts:
             leaving = working.popleft()
-            while leaving not in await _busy(crew):
-                made += await _never_idle(crew)
+            while leaving not in await crew.busy():
+                made += await crew.never_idle()
                 await asyncio.sleep(0.02)
             working.append(nursery.start(patient))
             os.kill(leaving, signal.SIGTERM)
