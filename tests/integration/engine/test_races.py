@@ -22,7 +22,7 @@ from backend.engine.journal import Books, Journal
 from backend.engine.leases import Lease
 from backend.engine.reaper import Reaper
 from backend.errors import Invalid, LimitReached
-from backend.operations import questions, runs
+from backend.operations import budgets, questions, runs
 from backend.operations.ledger import GONE
 from tests.integration.engine.conftest import Company
 
@@ -69,6 +69,24 @@ async def _books(company: Company, run_id: UUID) -> Books:
 async def _ask(books: Books, number: int) -> ModelReply:
     request = ModelRequest(Role.LEAD, ({"role": "user", "content": "x"},))
     return await Journal(books, Visit("work", number)).ask(request)
+
+
+@pytest.mark.parametrize("scope", ["project", "tenant_month"])
+async def test_a_limit_that_is_set_while_a_run_begins_counts_its_calls(company: Company, scope: str) -> None:
+    run_id = await company.run()
+    project_id = (await company.row(run_id))["project_id"]
+    async with company.sessions.begin() as session:
+        if scope == "project":
+            await budgets.limit_project(session, project_id, budgets.Limits(tokens=10_000))
+        else:
+            await budgets.limit_month(session, budgets.Limits(tokens=10_000))
+        books = await _books(company, run_id)
+        asking = asyncio.create_task(_ask(books, 1))
+        await company.waits_for_a_lock(unless=asking)
+    await asking
+    kept = await company.pool.fetch("SELECT scope, spent_tokens, reserved_tokens FROM budgets")
+    assert [tuple(row) for row in kept] == [(scope, 120, 0)]
+    assert await company.pool.fetch("SELECT * FROM v_ledger_check") == []
 
 
 SCOPES = pytest.mark.parametrize(
