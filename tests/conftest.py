@@ -36,6 +36,7 @@ LONGEST_FIRST = ("acceptance/faults", "acceptance", "integration/adapters", "int
 """Folders whose files take longest: begun first, they do not keep one process busy when the others are done."""
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
     """How many processes `-n auto` means: two more than there are cores, since some always wait."""
     return min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1) + 2

@@ -115,8 +115,10 @@ class Executor:
                 _log.info("Another worker has the run now.")
             finally:
                 self.heartbeat.remove(lease)
-                self.leases.pop(run_id, None)
-                await self.got_on(run_id)
+                # A lease that ran out may have been followed by another one of this process.
+                if self.leases.get(run_id) is lease:
+                    del self.leases[run_id]
+                    await self.got_on(run_id)
 
     async def _claim(self, run_id: UUID) -> tuple[float, Claimed | None]:
         """Claim a run once for all bells that ring at the same time: a queue for its row would eat up its lease."""

@@ -24,7 +24,7 @@ from backend.adapters.crashes import crash_point
 from backend.adapters.db import calls
 from backend.adapters.db.calls import Attempt, Outcome
 from backend.adapters.db.checkpointer import LeaseLost
-from backend.adapters.db.checkpointer.sending import fetch, patiently
+from backend.adapters.db.checkpointer.sending import fetch, persist
 from backend.adapters.db.projection import mended
 from backend.adapters.llm.prices import price
 from backend.domain.budget import breach
@@ -140,8 +140,8 @@ class Journal:
     async def _journal(self) -> Mapping[int, Any]:
         if self._written is None:
             run_id = self._books.lease.fence.run_id
-            place = run_id, self._visit.node, self._visit.number
-            rows = await patiently(lambda: self._books.pool.fetch(_JOURNAL, *place))
+            asked = (_JOURNAL, run_id, self._visit.node, self._visit.number)
+            rows = await persist(lambda: self._books.pool.fetch(*asked))
             self._written = {row["ordinal"]: row for row in rows}
         return self._written
 
@@ -321,25 +321,29 @@ class Journal:
         assert event_type in EVENT_TYPES, event_type
         books, visit = self._books, self._visit
         ordinal = self._noted[event_type] = self._noted.get(event_type, 0) + 1
-        fence = books.lease.fence
-        identity = uuid5(fence.run_id, f"note/{visit.node}/{visit.number}/{event_type}/{ordinal}")
+        identity = uuid5(books.lease.fence.run_id, f"note/{visit.node}/{visit.number}/{event_type}/{ordinal}")
         told = mended({"node": visit.node, "visit": visit.number, "task": visit.task_key} | dict(payload))
-        row = await fetch(books.pool, *calls.note(fence, identity, event_type, told, books.instance))
-        if not row["fenced"]:
-            raise LeaseLost("The run has another owner.")
-        books.wake()
+        await _record(books, identity, event_type, told)
 
 
 async def warn_of_time(books: Books, share: float, limit: int) -> None:
     """Record once a share and limit that a share of the run's working time is used up; never raises."""
-    fence = books.lease.fence
-    identity = uuid5(fence.run_id, f"warned/seconds/{share}/{limit}")
+    identity = uuid5(books.lease.fence.run_id, f"warned/seconds/{share}/{limit}")
     told = {"scope": "run", "name": "all", "unit": "seconds", "share": share, "spent": share * limit, "limit": limit}
     try:
-        await fetch(books.pool, *calls.note(fence, identity, "budget.warned", told, books.instance))
+        await _record(books, identity, "budget.warned", told)
     except (CompanyError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         _log.warning("A warning of the run's time was not recorded: %s", error)
-        return
+
+
+async def _record(books: Books, identity: UUID, event_type: str, told: Mapping[str, Any]) -> None:
+    """Record an event now, once by its identity."""
+    try:
+        row = await fetch(books.pool, *calls.note(books.lease.fence, identity, event_type, told, books.instance))
+        if not row["fenced"]:
+            raise LeaseLost("The run has another owner.")
+    except asyncpg.UniqueViolationError:
+        _log.debug("An earlier sending of the event %s was on its way still when it was sent again.", event_type)
     books.wake()
 
 

@@ -15,10 +15,8 @@ from backend.errors import Conflict
 from backend.operations import projects
 
 _MONTH = text("SELECT to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM')")
-_HOLD = text(
-    "SELECT id FROM project_runs WHERE tenant_id = :tenant AND (:scope = 'tenant_month' OR project_id = :owner)"
-    " AND (status = 'RUNNING' OR reserved_tokens > 0 OR reserved_usd > 0) ORDER BY id FOR NO KEY UPDATE"
-)
+_KNOWN = text("SELECT 1 FROM budgets WHERE scope = :scope AND owner_id = :owner AND name = :name")
+_STILL = text("LOCK TABLE budgets IN EXCLUSIVE MODE")
 _OPEN = text(
     "INSERT INTO budgets (tenant_id, scope, owner_id, name, spent_tokens, spent_usd, reserved_tokens, reserved_usd)"
     " SELECT :tenant, :scope, :owner, :name, coalesce(sum(tokens_input + tokens_output), 0),"
@@ -88,9 +86,11 @@ async def limit_month(session: AsyncSession, limits: Limits, *, tenant_id: UUID 
 
 
 async def _limit(session: AsyncSession, which: dict[str, Any], limits: Limits) -> None:
-    # With the rows of the runs locked no call is reserved or settled, so that the sum misses and doubles none.
-    await session.execute(_HOLD, which)
-    await session.execute(_OPEN, which)
+    if await session.scalar(_KNOWN, which) is None:
+        # Whoever reserves or settles reads this table first: those that did are over now, so that the sum misses none,
+        # and those that come wait before they look, and find the row. Locks on runs would miss one that just begins.
+        await session.execute(_STILL)
+        await session.execute(_OPEN, which)
     wanted = {**which, "tokens": limits.tokens, "usd": limits.usd}
     if await session.scalar(_HELD, wanted):
         raise Conflict("Calls in flight hold more than this limit; wait for their end, or stop the run first.")

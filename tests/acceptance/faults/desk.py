@@ -1,17 +1,26 @@
-"""An api process by fork that can be killed and comes up again at the same address, and a client of it."""
+"""An api process by fork that can be killed and comes up again at the same address, and those who ask it for things."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+from uuid import UUID
 
 import httpx
 
+from tests.acceptance.faults import numbers
 from tests.acceptance.faults.conftest import Crew
 from tests.acceptance.faults.nursery import Nursery
+
+HUNG_SECONDS = 60.0
+"""A request that has no answer by then hangs: the api gives a database up long before."""
 
 
 class Desk:
@@ -61,3 +70,55 @@ class Desk:
             return (await self.client.request(method, path, **options)).status_code
         except httpx.TransportError:
             return 0
+
+
+class Visitors:
+    """People who ask the api for things all the time, and note what they are answered: 0 is no answer."""
+
+    def __init__(self, desk: Desk, run_id: UUID) -> None:
+        self._desk, self._run_id = desk, run_id
+        self.answers: Counter[int] = Counter()
+        self.longest = 0.0
+        self.last_refused = 0.0
+
+    async def visit(self) -> None:
+        """Ask until cancelled; several at once."""
+        reading = (self._ask("GET", path) for path in (f"/api/runs/{self._run_id}", "/api/runs", "/api/tasks"))
+        await asyncio.gather(*reading, self._ask("PUT", "/api/budget", json={"tokens": 9_000_000_000}))
+
+    async def _ask(self, method: str, path: str, **body: Any) -> None:
+        while True:
+            began = time.monotonic()
+            try:
+                async with asyncio.timeout(HUNG_SECONDS):
+                    status = (await self._desk.client.request(method, path, **body)).status_code
+            except (TimeoutError, httpx.TransportError):
+                status = 0
+            self.longest = max(self.longest, time.monotonic() - began)
+            self.answers[status] += 1
+            if status != 200:
+                self.last_refused = time.monotonic()
+            await asyncio.sleep(0.05)
+
+    def report(self, case: str, back: float, faults: int, wanted: int, what: str, **more: object) -> None:
+        """Put the case into the table, and hold that nobody was answered with anything but 200 or 503.
+
+        `back` is the monotonic time at which the database could be reached again for good.
+        """
+        seconds = round(max(0.0, self.last_refused - back), 1)
+        told = {"api answers": self.answers[200], "refused with 503": self.answers[503]}
+        told |= {"longest seconds": round(self.longest)}
+        numbers.report(case, faults, wanted, what, **told, **{"seconds until the api was back": seconds}, **more)
+        assert set(self.answers) <= {200, 503}, self.answers
+
+
+@contextlib.asynccontextmanager
+async def visited(desk: Desk, run_id: UUID) -> AsyncIterator[Visitors]:
+    """Let people ask for things as long as the block."""
+    visitors = Visitors(desk, run_id)
+    task = asyncio.create_task(visitors.visit())
+    try:
+        yield visitors
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 
+import pytest
+
 _NAMED = os.environ.get("COMPANY_TEST_CHAOS", "0.1")
 FULL = _NAMED == "full"
 SHARE = 1.0 if FULL else float(_NAMED)
@@ -18,6 +20,11 @@ _told: list[list[tuple[str, object]]] = []
 def of(promised: int) -> int:
     """How many to inject now."""
     return max(1, round(promised * SHARE))
+
+
+def patience(minutes: float) -> pytest.MarkDecorator:
+    """Let a test that takes so many minutes with the full numbers run as long as its share of them may take."""
+    return pytest.mark.timeout(max(300, round(60 * minutes * SHARE)))
 
 
 def collect_into(properties: list[tuple[str, object]]) -> None:

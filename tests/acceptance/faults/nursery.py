@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import gc
+import importlib
 import json
 import os
 import signal
@@ -22,6 +24,29 @@ from tests.acceptance.faults import clocks
 
 ROOT = Path(__file__).parents[3]
 _PARENT_DEATH = 1
+LATE = (
+    "anyio._backends._asyncio",
+    "backend.worker.bell",
+    "backend.worker.loop",
+    "billiard.pool",
+    "celery.app.control",
+    "celery.concurrency.thread",
+    "celery.fixups.django",
+    "celery.loaders.app",
+    "celery.worker.autoscale",
+    "celery.worker.consumer",
+    "celery.worker.strategy",
+    "h11",
+    "httpcore2",
+    "langchain_core.tracers.langchain",
+    "langchain_openai",
+    "langgraph.graph.state",
+    "langgraph.stream.transformers",
+    "openai.resources.chat.completions.completions",
+    "redis.asyncio",
+    "valkey.asyncio",
+)
+"""What processes import on their way to a first run: most of the time that they would take to begin."""
 
 
 class Nursery:
@@ -81,15 +106,14 @@ class Nursery:
 
 def _serve() -> None:
     clocks.install()
-    # The gateway imports its client when a model is first called.
-    import langchain_openai
-
     from backend.cli import server
-    from backend.worker import app, bell, loop
+    from backend.worker import app
 
-    assert bell
-    assert loop
-    assert langchain_openai
+    for name in LATE:
+        importlib.import_module(name)
+    # What every child shares is not looked through by each of them, which would copy it.
+    gc.collect()
+    gc.freeze()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     for line in sys.stdin:
         child = os.fork()

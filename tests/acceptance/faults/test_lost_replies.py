@@ -170,6 +170,32 @@ _KINDS = ("claiming.claim", "claims.pause", "claims.wait", "claims.end")
 """One of each kind of run, which nothing happens to, to compare with."""
 
 
+READS = {
+    "claiming._KNOW": b"budget.degraded') AS degraded",
+    "reading.LATEST": b"LEFT JOIN project_runs r ON r.id = c.thread_id",
+    "reading._VALUES": b"SELECT number, channel_values FROM checkpoints",
+    "reading._WRITES": b"SELECT task_id, channel, value FROM checkpoint_writes",
+    "journal._JOURNAL": b"jsonb_agg(jsonb_build_array(request_hash",
+}
+"""What a worker asks of a run's past."""
+
+
+async def test_a_worker_whose_questions_to_the_database_get_no_answer_asks_again(crew: Crew, nursery: Nursery) -> None:
+    async with Proxy(crew.database_url) as proxy:
+        made = {name: await crew.run("a question and an interrupt") for name in ("nothing", *READS)}
+        losses = {name: proxy.lose(mark, made[name].bytes) for name, mark in READS.items()}
+        nursery.start(crew.environment | {"DATABASE_URL": proxy.url})
+        await _look_after(crew)
+        nursery.clear()
+    assert {name: loss.happened for name, loss in losses.items()} == dict.fromkeys(READS, 1)
+    numbers.report("reply lost: reads", len(losses), len(READS), "reads", runs=len(made))
+    assert set(await crew.query("SELECT status FROM project_runs")) == {("COMPLETED",)}, crew.log()
+    await crew.check()
+    stories = {name: await crew.story(run_id) for name, run_id in made.items()}
+    assert all(story == stories["nothing"] for story in stories.values())
+    assert await crew.query("SELECT 1 FROM model_calls WHERE status <> 'done'") == []
+
+
 @pytest.fixture
 async def reaped(crew: Crew) -> dict[str, UUID]:
     """Runs that the reaper has something to do for."""

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import signal
+import time
 from collections.abc import AsyncIterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import asyncpg
 import pytest
 
 from backend.adapters.db import migrate
-from backend.adapters.db.engine import connect, sessions_of
+from backend.adapters.db.engine import AWAY, connect, sessions_of
 from backend.engine.embedded import broker, database, place
 from backend.engine.embedded.place import Place
 from tests.acceptance.faults import numbers
 from tests.acceptance.faults.conftest import Crew
+from tests.acceptance.faults.desk import Desk, visited
+from tests.acceptance.faults.nursery import Nursery
 from tests.acceptance.faults.test_crashes import CALLS
 
 
@@ -79,8 +81,15 @@ def _restart(spot: Place, logs: Path, server: database.Postgres, how: signal.Sig
     return database.start(spot, logs, server.port, durable=True)
 
 
+@numbers.patience(20)
 async def test_a_database_that_restarts_again_and_again_loses_nothing(
-    own_database: list[database.Postgres], spot: Place, logs: Path, tmp_path: Path, redis_url: str, make_run: Any
+    own_database: list[database.Postgres],
+    spot: Place,
+    logs: Path,
+    tmp_path: Path,
+    redis_url: str,
+    make_run: Any,
+    nursery: Nursery,
 ) -> None:
     wanted, chance = numbers.of(40), random.Random(11)
     url = own_database[0].url
@@ -89,35 +98,55 @@ async def test_a_database_that_restarts_again_and_again_loses_nothing(
     restarts = {signal.SIGINT: 0, signal.SIGQUIT: 0}
     with crew.server:
         try:
-            made = [await crew.run() for _ in range(numbers.of(120))]
-            crew.start()
-            crew.start()
-            async with asyncio.timeout(60):
-                while len(crew.server.requests) < 4:
-                    await asyncio.sleep(0.02)
-            for number in range(wanted):
-                how = (signal.SIGINT, signal.SIGQUIT)[number % 2]
-                own_database.append(_restart(spot, logs, own_database[-1], how))
-                restarts[how] += 1
-                await asyncio.sleep(chance.uniform(4, 10) if numbers.FULL else chance.uniform(1, 2))
-            await _patiently(crew, made)
+            made = await crew.never_idle()
+            for _ in range(2):
+                nursery.start(crew.environment)
+            async with Desk(crew, nursery) as desk, visited(desk, made[0]) as visitors:
+                for number in range(wanted):
+                    await _work_for(crew, chance.uniform(4, 10))
+                    how = (signal.SIGINT, signal.SIGQUIT)[number % 2]
+                    own_database.append(await asyncio.to_thread(_restart, spot, logs, own_database[-1], how))
+                    back = time.monotonic()
+                    restarts[how] += 1
+                await _patiently(crew, "SELECT id FROM project_runs WHERE ended_at IS NULL")
+                while visitors.last_refused > time.monotonic() - 1:
+                    await asyncio.sleep(0.2)
         finally:
+            nursery.clear()
             crew.stop()
             await engine.dispose()
-    counts = {"fast": restarts[signal.SIGINT], "immediate": restarts[signal.SIGQUIT], "runs": len(made)}
-    numbers.report("database restarts", sum(restarts.values()), wanted, "restarts", **counts)
+    made = [run_id for (run_id,) in await crew.query("SELECT id FROM project_runs")]
+    cut = (await crew.query("SELECT count(*) FROM model_calls WHERE status = 'failed'"))[0][0]
+    counts = {
+        "fast": restarts[signal.SIGINT],
+        "immediate": restarts[signal.SIGQUIT],
+        "runs": len(made),
+        "calls cut": cut,
+    }
+    visitors.report("database restarts", back, sum(restarts.values()), wanted, "restarts", **counts)
+    assert len(made) >= wanted
     assert set(await crew.query("SELECT status FROM project_runs")) == {("COMPLETED",)}, crew.log()
     await crew.check()
-    again = await crew.query("SELECT count(*) FROM model_calls WHERE status = 'failed'")
-    assert sum(crew.asked.values()) <= CALLS * len(made) + again[0][0]
+    assert sum(crew.asked.values()) <= CALLS * len(made) + cut
+    stories = [await crew.story(run_id) for run_id in made]
+    assert all(story == stories[0] for story in stories)
 
 
-async def _patiently(crew: Crew, made: list[Any]) -> None:
-    """Wait for the ends through whatever the database does meanwhile."""
-    waiting = partial(crew.ended, *made, seconds=120)
-    for _ in range(20):
-        try:
-            return await waiting()
-        except (OSError, asyncpg.PostgresError):
-            await asyncio.sleep(0.5)
-    return await waiting()
+async def _work_for(crew: Crew, seconds: float) -> None:
+    """Keep runs coming for so long."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        # Connections of before the restart are found out to be dead when they are used.
+        with contextlib.suppress(*AWAY):
+            await crew.never_idle()
+        await asyncio.sleep(0.2)
+
+
+async def _patiently(crew: Crew, going: str) -> None:
+    """Wait until nothing is going on any more, whatever the database does meanwhile."""
+    async with asyncio.timeout(150):
+        while True:
+            with contextlib.suppress(*AWAY):
+                if not await crew.query(going):
+                    return
+            await asyncio.sleep(0.3)

@@ -10,13 +10,12 @@ import shutil
 import subprocess
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 import asyncpg
-import httpx
 import pytest
 
 from backend.adapters.db import migrate
@@ -25,67 +24,13 @@ from backend.engine.embedded import database, place
 from backend.engine.embedded.place import Place
 from tests.acceptance.faults import numbers
 from tests.acceptance.faults.conftest import Crew
-from tests.acceptance.faults.desk import Desk
+from tests.acceptance.faults.desk import Desk, visited
 from tests.acceptance.faults.nursery import Nursery
 from tests.acceptance.faults.proxy import Proxy
 from tests.acceptance.faults.test_crashes import CALLS
 
-HUNG_SECONDS = 60.0
-"""A request that has no answer by then hangs: the api gives a database up long before."""
 
-
-class Visitors:
-    """People who ask the api for things all the time, and note what they are answered."""
-
-    def __init__(self, desk: Desk, run_id: UUID) -> None:
-        self._desk, self._run_id = desk, run_id
-        self.answers: Counter[int] = Counter()
-        self.longest = 0.0
-        self.last_refused = 0.0
-
-    async def visit(self) -> None:
-        """Ask until cancelled; several at once."""
-        reading = (self._ask("GET", path) for path in (f"/api/runs/{self._run_id}", "/api/runs", "/api/tasks"))
-        await asyncio.gather(*reading, self._ask("PUT", "/api/budget", json={"tokens": 9_000_000_000}))
-
-    async def _ask(self, method: str, path: str, **body: Any) -> None:
-        while True:
-            began = time.monotonic()
-            try:
-                async with asyncio.timeout(HUNG_SECONDS):
-                    status = (await self._desk.client.request(method, path, **body)).status_code
-            except (TimeoutError, httpx.TimeoutException):
-                status = -1
-            self.longest = max(self.longest, time.monotonic() - began)
-            self.answers[status] += 1
-            if status != 200:
-                self.last_refused = time.monotonic()
-            await asyncio.sleep(0.05)
-
-
-@contextlib.asynccontextmanager
-async def visited(desk: Desk, run_id: UUID) -> AsyncIterator[Visitors]:
-    visitors = Visitors(desk, run_id)
-    task = asyncio.create_task(visitors.visit())
-    try:
-        yield visitors
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-
-
-def _check(case: str, visitors: Visitors, back: float, faults: int, wanted: int, what: str, **more: object) -> None:
-    refused = visitors.answers[503]
-    seconds = round(max(0.0, visitors.last_refused - back), 1)
-    told = {
-        "api answers": visitors.answers[200],
-        "refused with 503": refused,
-        "longest seconds": round(visitors.longest),
-    }
-    numbers.report(case, faults, wanted, what, **told, **{"seconds until the api was back": seconds}, **more)
-    assert set(visitors.answers) <= {200, 503}, visitors.answers
-
-
+@numbers.patience(15)
 async def test_a_network_that_swallows_delays_and_resets_costs_a_delay_and_nothing_else(
     crew: Crew, nursery: Nursery
 ) -> None:
@@ -119,9 +64,7 @@ async def test_a_network_that_swallows_delays_and_resets_costs_a_delay_and_nothi
         "delayed messages": proxy.delayed,
     }
     done = round(recovered, 1)
-    _check(
-        "black hole", visitors, back, rounds, rounds, "rounds", **swallowed, **{"seconds until all runs ended": done}
-    )
+    visitors.report("black hole", back, rounds, rounds, "rounds", **swallowed, **{"seconds until all runs ended": done})
     assert proxy.swallowed >= rounds
     assert faults["resets"] >= rounds
     assert set(await crew.query("SELECT status FROM project_runs")) == {("COMPLETED",)}, crew.log()
@@ -189,6 +132,7 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
     made.close()
 
 
+@numbers.patience(25)
 async def test_a_disk_without_room_costs_a_delay_and_nothing_else(
     disk: Disk, nursery: Nursery, tmp_path: Path, redis_url: str, make_run: Any
 ) -> None:
@@ -215,7 +159,7 @@ async def test_a_disk_without_room_costs_a_delay_and_nothing_else(
                     recovered = round(time.monotonic() - back, 1)
                 await asyncio.sleep(1)
             counts = {"server restarts": restarts, "seconds until all runs ended": recovered, "runs": len(made)}
-            _check("full disk", visitors, back, refused, rounds, "writes refused", **counts)
+            visitors.report("full disk", back, refused, rounds, "writes refused", **counts)
             assert set(await crew.query("SELECT status FROM project_runs")) == {("COMPLETED",)}, crew.log()
             await crew.check()
             cut = (await crew.query("SELECT count(*) FROM model_calls WHERE status = 'failed'"))[0][0]

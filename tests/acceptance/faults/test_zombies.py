@@ -14,7 +14,6 @@ from tests.acceptance.faults import numbers
 from tests.acceptance.faults.conftest import Crew
 from tests.acceptance.faults.nursery import Nursery
 from tests.acceptance.faults.test_crashes import CALLS
-from tests.acceptance.faults.test_storms import _busy, _never_idle
 
 TOGETHER = 4
 FROZEN_SECONDS = 6.0
@@ -29,16 +28,17 @@ SILENT = (
 
 async def _freeze_some(crew: Crew, nursery: Nursery, chance: random.Random) -> tuple[list[int], int]:
     """Freeze some workers, those first that hold a run; returns who, and how many of them hold one."""
-    holding = await _busy(crew)
+    holding = await crew.busy()
     busy = [pid for pid in nursery.alive if pid in holding]
     rest = [pid for pid in nursery.alive if pid not in busy]
     victims = (chance.sample(busy, min(TOGETHER, len(busy))) + chance.sample(rest, len(rest)))[:TOGETHER]
     for pid in victims:
         os.kill(pid, signal.SIGSTOP)
-    held = await _busy(crew)
+    held = await crew.busy()
     return victims, sum(pid in held for pid in victims)
 
 
+@numbers.patience(25)
 async def test_workers_that_are_frozen_four_at_once_write_nothing_when_they_wake_up(
     crew: Crew, nursery: Nursery
 ) -> None:
@@ -48,12 +48,12 @@ async def test_workers_that_are_frozen_four_at_once_write_nothing_when_they_wake
         nursery.start(crew.environment)
     frozen, hit, silent = 0, 0, []
     while hit < wanted:
-        made += await _never_idle(crew)
+        made += await crew.never_idle(2 * TOGETHER)
         await asyncio.sleep(chance.uniform(0.05, 0.3))
         victims, holding = await _freeze_some(crew, nursery, chance)
         for _ in range(12):
             await asyncio.sleep(FROZEN_SECONDS / 12)
-            made += await _never_idle(crew)
+            made += await crew.never_idle(2 * TOGETHER)
         silent += await crew.query(SILENT)
         for pid in victims:
             os.kill(pid, signal.SIGCONT)

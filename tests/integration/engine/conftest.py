@@ -145,12 +145,17 @@ class Company:
             await asyncio.sleep(0.02)
         raise AssertionError("it did not happen within a minute")
 
-    async def waits_for_a_lock(self) -> None:
-        """Return when a statement waits for somebody's lock."""
+    async def waits_for_a_lock(self, statements: int = 1, *, unless: asyncio.Future[Any] | None = None) -> None:
+        """Return when so many statements wait for somebody's lock, or what is awaited is done."""
         waiting = (
-            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+            "SELECT count(*) >= $1 FROM pg_stat_activity"
+            " WHERE datname = current_database() AND wait_event_type = 'Lock'"
         )
-        await self.until(lambda: self.pool.fetchval(waiting))
+
+        async def waits() -> bool:
+            return bool((unless is not None and unless.done()) or await self.pool.fetchval(waiting, statements))
+
+        await self.until(waits)
 
     async def story(self, run_id: UUID) -> list[tuple[Any, ...]]:
         """What a person reads of a run; the same whatever happened on the way."""

@@ -7,6 +7,7 @@ from uuid import UUID
 
 import pytest
 
+from backend.adapters.db.checkpointer.retention import thin
 from backend.domain.model import CallFailed
 from backend.engine.reaper import Reaper
 from backend.operations import costs, invariants, questions, reports, runs
@@ -155,3 +156,45 @@ async def test_what_the_journal_gave_to_a_visit_that_ran_again_is_told_as_saved(
     async with company.sessions() as session:
         run = await runs.get(session, run_id)
         assert (await costs.of_run(session, run))["saved"] == (await reports.of_run(session, run))["saved"]
+
+
+async def test_a_worker_that_took_a_run_up_again_after_its_lease_ran_out_gives_it_back_when_it_leaves(
+    company: Company,
+) -> None:
+    worker, run_id = company.executor, await company.run()
+    company.transport.gate.clear()
+    before = asyncio.create_task(worker.execute(run_id))
+    await company.until(lambda: company.transport.calls)
+    lease = worker.leases[run_id]
+    company.heartbeat.remove(lease)
+    await company.pool.execute("UPDATE project_runs SET lease_expires_at = clock_timestamp()")
+    again = asyncio.create_task(worker.execute(run_id))
+    await company.until(lambda: len(company.transport.calls) == 2)
+    lease.lose()
+    await before
+    worker.hold_all("shutdown")
+    await asyncio.wait_for(again, 60)
+    row = await company.row(run_id)
+    assert (row["status"], row["lease_owner"], row["lease_epoch"], row["claims"]) == ("RUNNING", None, 2, 0)
+    await holds(company)
+
+
+_WRITE = (
+    "INSERT INTO checkpoint_writes (thread_id, namespace, checkpoint_id, task_id, idx, channel, value)"
+    " VALUES ($1, 'node:1', gen_random_uuid(), gen_random_uuid(), 0, 'said', '1')"
+)
+
+
+async def test_a_run_that_is_retried_before_its_worker_has_tidied_up_keeps_what_its_subgraphs_wrote(
+    company: Company,
+) -> None:
+    left = []
+    for brief in ("A project.", "unusable"):
+        run_id = await company.run(brief)
+        await company.executor.execute(run_id)
+        if brief == "unusable":
+            await company.operate(runs.retry, run_id, by="ada")
+        await company.pool.execute(_WRITE, run_id)
+        await thin(company.pool, run_id)
+        left.append(await company.pool.fetchval("SELECT count(*) FROM checkpoint_writes WHERE namespace <> ''"))
+    assert left == [0, 1]

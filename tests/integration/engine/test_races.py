@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from collections.abc import Awaitable, Callable
 from decimal import Decimal
 from typing import Any
 from uuid import UUID
@@ -21,7 +22,7 @@ from backend.engine.journal import Books, Journal
 from backend.engine.leases import Lease
 from backend.engine.reaper import Reaper
 from backend.errors import Invalid, LimitReached
-from backend.operations import questions, runs
+from backend.operations import budgets, questions, runs
 from backend.operations.ledger import GONE
 from tests.integration.engine.conftest import Company
 
@@ -68,6 +69,24 @@ async def _books(company: Company, run_id: UUID) -> Books:
 async def _ask(books: Books, number: int) -> ModelReply:
     request = ModelRequest(Role.LEAD, ({"role": "user", "content": "x"},))
     return await Journal(books, Visit("work", number)).ask(request)
+
+
+@pytest.mark.parametrize("scope", ["project", "tenant_month"])
+async def test_a_limit_that_is_set_while_a_run_begins_counts_its_calls(company: Company, scope: str) -> None:
+    run_id = await company.run()
+    project_id = (await company.row(run_id))["project_id"]
+    async with company.sessions.begin() as session:
+        if scope == "project":
+            await budgets.limit_project(session, project_id, budgets.Limits(tokens=10_000))
+        else:
+            await budgets.limit_month(session, budgets.Limits(tokens=10_000))
+        books = await _books(company, run_id)
+        asking = asyncio.create_task(_ask(books, 1))
+        await company.waits_for_a_lock(unless=asking)
+    await asking
+    kept = await company.pool.fetch("SELECT scope, spent_tokens, reserved_tokens FROM budgets")
+    assert [tuple(row) for row in kept] == [(scope, 120, 0)]
+    assert await company.pool.fetch("SELECT * FROM v_ledger_check") == []
 
 
 SCOPES = pytest.mark.parametrize(
@@ -334,3 +353,33 @@ async def test_a_claim_that_had_to_wait_for_an_answer_knows_it(company: Company)
     claimed = await claiming
     assert claimed is not None
     assert (claimed.asks, claimed.answers[question["key"]].text) == (False, "blue")
+
+
+async def _asked(journal: Journal) -> ModelReply:
+    return await journal.ask(ModelRequest(Role.LEAD, ({"role": "user", "content": "x"},)))
+
+
+async def _noted(journal: Journal) -> None:
+    await journal.note("command.finished", {"command": "make", "exit_code": 0})
+
+
+@pytest.mark.parametrize(
+    ("does", "tells"), [(_noted, "command.finished"), (_asked, "model.called")], ids=["note", "ask"]
+)
+async def test_what_is_sent_again_while_its_first_sending_is_on_its_way_still_is_done_once(
+    company: Company, does: Callable[[Journal], Awaitable[Any]], tells: str
+) -> None:
+    run_id = await company.run()
+    books = await _books(company, run_id)
+    # A connection was lost, and the server does not know that yet: the statement waits on both of them.
+    async with company.pool.acquire() as other, other.transaction():
+        await other.execute("SELECT FROM project_runs WHERE id = $1 FOR UPDATE", run_id)
+        sending = [asyncio.create_task(does(Journal(books, Visit("work", 1)))) for _ in range(2)]
+        await company.waits_for_a_lock(2)
+    await asyncio.gather(*sending)
+    assert await company.pool.fetchval("SELECT count(*) FROM events WHERE type = $1", tells) == 1
+    told = await company.pool.fetch("SELECT seq FROM events WHERE run_id = $1 ORDER BY seq", run_id)
+    row = await company.row(run_id)
+    assert [one["seq"] for one in told] == list(range(1, row["event_seq"] + 1))
+    assert row["reserved_tokens"] == 0
+    assert await company.pool.fetch("SELECT * FROM v_ledger_check") == []

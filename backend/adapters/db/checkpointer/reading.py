@@ -20,6 +20,8 @@ LATEST = (
     " ORDER BY c.number DESC LIMIT 1"
 )
 BY_ID = f"SELECT {_COLUMNS} FROM checkpoints c WHERE c.thread_id = $1 AND c.namespace = $2 AND c.checkpoint_id = $3"
+ID_OF = "SELECT checkpoint_id FROM checkpoints WHERE thread_id = $1 AND namespace = $2 AND number = $3"
+LAST_NUMBER = "SELECT coalesce(max(number), 0) AS number FROM checkpoints WHERE thread_id = $1 AND namespace = $2"
 LISTED = f"SELECT {_COLUMNS} FROM checkpoints c"
 _VALUES = "SELECT number, channel_values FROM checkpoints WHERE thread_id = $1 AND namespace = $2 AND number = ANY ($3)"
 _WRITES = (

@@ -8,7 +8,7 @@ from uuid import UUID
 
 from backend.adapters.db.checkpointer.codec import dumps, loads
 from backend.adapters.db.checkpointer.reading import LISTED, values_of
-from backend.adapters.db.checkpointer.sending import patiently
+from backend.adapters.db.checkpointer.sending import persist
 
 _BY_RUN = (
     "WITH gone AS (DELETE FROM checkpoints WHERE metadata ->> 'run_id' = ANY ($1)"
@@ -32,7 +32,7 @@ _HEADS = (
 )
 _THIN = (
     "DELETE FROM checkpoint_writes w USING project_runs r WHERE r.id = $1 AND w.thread_id = r.id"
-    " AND w.checkpoint_id IS DISTINCT FROM r.head_checkpoint_id"
+    " AND r.ended_at IS NOT NULL AND w.checkpoint_id IS DISTINCT FROM r.head_checkpoint_id"
 )
 
 
@@ -86,8 +86,11 @@ async def keep_latest(pool: Any, thread: UUID) -> None:
 
 
 async def thin(pool: Any, run_id: UUID) -> None:
-    """Remove what a fork of an ended run never needs: writes of supersteps that are finished."""
-    await patiently(lambda: pool.execute(_THIN, run_id))
+    """Remove what a fork of an ended run never needs: writes of supersteps that are finished.
+
+    A run that somebody retried meanwhile keeps them: those of its subgraphs, too, belong to supersteps on their way.
+    """
+    await persist(lambda: pool.execute(_THIN, run_id))
 
 
 async def _make_whole(connection: Any, row: Mapping[str, Any]) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -30,7 +31,7 @@ from backend.adapters.db import commit
 from backend.adapters.db.checkpointer import reading, retention
 from backend.adapters.db.checkpointer.codec import dumps
 from backend.adapters.db.checkpointer.grouping import GroupCommit
-from backend.adapters.db.checkpointer.sending import LeaseLost, Sent, fetch, patiently, send
+from backend.adapters.db.checkpointer.sending import LeaseLost, Sent, fetch, persist, send
 from backend.adapters.db.checkpointer.tail import Tail, as_uuid, follow, next_nodes, node_name, place
 from backend.adapters.db.commit import Fence, PendingWrites
 from backend.adapters.db.projection import Finished, Projection, Rows
@@ -275,9 +276,8 @@ class RunSaver(BaseCheckpointSaver[int]):
         return sent
 
     async def _stored_id(self, row: commit.CheckpointRow) -> UUID | None:
-        text = "SELECT checkpoint_id FROM checkpoints WHERE thread_id = $1 AND namespace = $2 AND number = $3"
-        found = await fetch(self._pool, text, (row.thread_id, row.namespace, row.number))
-        return None if found is None else found["checkpoint_id"]
+        found = await fetch(self._pool, reading.ID_OF, (row.thread_id, row.namespace, row.number))
+        return found["checkpoint_id"] if found else None
 
     def _finished(
         self, thread: str, namespace: str, task_id: str, task_path: str, writes: Sequence[tuple[str, Any]]
@@ -304,7 +304,7 @@ class RunSaver(BaseCheckpointSaver[int]):
         """What the next checkpoint follows: its parent's sources, and the last number of the namespace."""
         last = self._tails.get((thread, namespace))
         if last is None:
-            row = await self._latest(thread, namespace)
+            row = await fetch(self._pool, reading.LATEST, (as_uuid(thread, "thread_id"), namespace))
             last = Tail.of(row) if row else Tail(thread, namespace, None, 0, None, {})
         if parent == last.checkpoint_id:
             return last
@@ -313,15 +313,12 @@ class RunSaver(BaseCheckpointSaver[int]):
         return Tail(thread, namespace, parent, await self._last_number(thread, namespace), None, sources)
 
     async def _last_number(self, thread: str, namespace: str) -> int:
-        text = "SELECT coalesce(max(number), 0) AS last FROM checkpoints WHERE thread_id = $1 AND namespace = $2"
-        return int((await fetch(self._pool, text, (UUID(thread), namespace)))["last"])
-
-    async def _latest(self, thread: str, namespace: str) -> Any:
-        return await fetch(self._pool, reading.LATEST, (as_uuid(thread, "thread_id"), namespace))
+        found = await fetch(self._pool, reading.LAST_NUMBER, (UUID(thread), namespace))
+        return int(found["number"])
 
     async def _row_of(self, thread: str, namespace: str, checkpoint_id: str) -> Any:
-        named = as_uuid(thread, "thread_id"), namespace, as_uuid(checkpoint_id, "checkpoint_id")
-        return await fetch(self._pool, reading.BY_ID, named)
+        place = (as_uuid(thread, "thread_id"), namespace, as_uuid(checkpoint_id, "checkpoint_id"))
+        return await fetch(self._pool, reading.BY_ID, place)
 
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
         """The named checkpoint, or the latest: the run's head, never the newest by anybody's clock."""
@@ -329,12 +326,17 @@ class RunSaver(BaseCheckpointSaver[int]):
         if not self._begun and not checkpoint_id and not namespace:
             self._tails.setdefault((thread, namespace), Tail(thread, namespace, None, 0, None, {}))
             return None
-        wanted = self._row_of(thread, namespace, checkpoint_id) if checkpoint_id else self._latest(thread, namespace)
-        row = await wanted
-        loaded = None if row is None else await patiently(lambda: reading.load(self._pool, row))
+        if checkpoint_id:
+            row = await self._row_of(thread, namespace, checkpoint_id)
+        else:
+            row = await fetch(self._pool, reading.LATEST, (as_uuid(thread, "thread_id"), namespace))
+        if row is None:
+            if not checkpoint_id:
+                self._tails[(thread, namespace)] = Tail(thread, namespace, None, 0, None, {})
+            return None
+        loaded = await persist(partial(reading.load, self._pool, row))
         if not checkpoint_id:
-            empty = Tail(thread, namespace, None, 0, None, {})
-            self._tails[(thread, namespace)] = Tail.of(row, loaded.checkpoint) if loaded else empty
+            self._tails[(thread, namespace)] = Tail.of(row, loaded.checkpoint)
         return loaded
 
     async def alist(

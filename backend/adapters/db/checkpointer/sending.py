@@ -28,9 +28,8 @@ LOST_CONNECTION = (
     asyncpg.IdleInTransactionSessionTimeoutError,
     asyncpg.TransactionTimeoutError,
 )
-_PASSING = (asyncpg.SerializationError, asyncpg.DeadlockDetectedError, *LOST_CONNECTION)
-_PAUSES = (0.1, 0.3, 1.0, 2.0, 4.0)
 _Found = TypeVar("_Found")
+_PAUSES = (0.1, 0.3, 1.0, 2.0, 4.0)
 
 
 class LeaseLost(CompanyError):
@@ -64,25 +63,26 @@ async def send(
         return await _send_once(pool, statements())
 
     try:
-        return await patiently(once)
+        return await persist(once)
     except (asyncpg.IntegrityConstraintViolationError, asyncpg.DataError, asyncpg.RaiseError) as error:
         raise Invalid(f"The database refused what the node recorded: {error}", code="effect_refused") from error
 
 
 async def fetch(pool: Any, text: str, args: Sequence[Any]) -> Any:
-    """Run one statement that may be sent twice, and return its row; raises as `patiently` does."""
-    return await patiently(lambda: pool.fetchrow(text, *args))
+    """Run one statement that may be sent twice, and return its row; raises as `send` does."""
+    return await persist(lambda: pool.fetchrow(text, *args))
 
 
-async def patiently(ask: Callable[[], Awaitable[_Found]]) -> _Found:
-    """Ask what may be asked twice, again after a pause while the database is away or busy with itself.
+async def persist(work: Callable[[], Awaitable[_Found]]) -> _Found:
+    """Do what may be done twice until the database answers; raises `Unavailable` when it stays away for some seconds.
 
-    A node must not fail because of a restart that happens to meet its read. Raises `Unavailable` after some seconds.
+    Whatever a run asks of the database goes this way, reads as well: an error of the driver that came out of a node
+    would look like the node's own.
     """
     for pause in (*_PAUSES, None):
         try:
-            return await ask()
-        except _PASSING as error:
+            return await work()
+        except (asyncpg.SerializationError, asyncpg.DeadlockDetectedError, *LOST_CONNECTION) as error:
             if pause is None:
                 raise Unavailable(f"The database cannot be reached: {error}", code="database_unavailable") from error
             await asyncio.sleep(pause)
