@@ -79,7 +79,8 @@ async def _running(found: Addresses, settings: Settings) -> list[Check]:
     where = "The servers named in the settings are used." if named else f"A company runs in {settings.home}."
     engine = connect(found.database_url, pool_size=1)
     try:
-        return [Check("servers", "ok", where), *await health.essentials(engine, found.redis_url, settings.home)]
+        checks = [Check("servers", "ok", where), *await health.essentials(engine, found.redis_url, settings.home)]
+        return checks if health.failed(checks) else [*checks, await health.books(engine)]
     finally:
         await engine.dispose()
 

@@ -70,8 +70,23 @@ async def test_the_api_of_the_release_before_stays_ready_over_the_database_of_a_
 async def test_books_that_do_not_add_up_are_told(engine: AsyncEngine, sessions: Sessions, make_run: MakeRun) -> None:
     async with sessions.begin() as session:
         await make_run(session, spent_usd=1)
-    check = await health.database(engine)
+    check = await health.books(engine)
     assert (check.status, check.advice) == ("fail", "Read the view v_ledger_check.")
+
+
+async def test_books_that_nobody_could_look_through_keep_no_api_from_being_ready(
+    engine: AsyncEngine, settings: Settings
+) -> None:
+    assert settings.redis_url is not None
+    settings.home.mkdir()
+    assert (await health.books(engine)).status == "ok"
+    async with engine.connect() as busy:
+        # Whoever rebuilds the table of calls holds up who reads it.
+        await busy.execute(text("LOCK TABLE model_calls IN ACCESS EXCLUSIVE MODE"))
+        check = await health.books(engine)
+        checks = await health.essentials(engine, settings.redis_url.get_secret_value(), settings.home)
+    assert (check.status, check.sentence) == ("warn", "The books were not looked through: that takes over 5 s.")
+    assert not health.failed(checks)
 
 
 async def test_every_invariant_is_told_with_what_breaks_it(
@@ -104,7 +119,7 @@ async def test_runs_that_nobody_takes_up_are_told(engine: AsyncEngine, sessions:
         run = await make_run(session)
         await session.execute(text("UPDATE project_runs SET queued_at = now() - interval '1 hour'"))
         assert run.status == "QUEUED"
-    check = await health.database(engine)
+    check = await health.books(engine)
     assert (check.status, check.advice) == ("warn", "Read the view v_stuck_runs.")
 
 
