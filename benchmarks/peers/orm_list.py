@@ -17,6 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_asyn
 
 from backend.adapters.db.engine import asyncpg_url
 from backend.adapters.db.tables import ProjectRun
+from backend.domain.ids import DEFAULT_TENANT
 
 app = FastAPI()
 engine = create_async_engine(asyncpg_url(os.environ["DATABASE_URL"]), pool_size=10)
@@ -82,7 +83,9 @@ async def session() -> AsyncIterator[AsyncSession]:
 
 @app.get("/runs", response_model=RunPage)
 async def runs(opened: Annotated[AsyncSession, Depends(session)], limit: int = 50, skip: int = 0) -> Any:
-    newest = select(ProjectRun).order_by(ProjectRun.created_at.desc(), ProjectRun.id.desc())
+    # By the tenant, as the company asks too: both go by the same index.
+    newest = select(ProjectRun).where(ProjectRun.tenant_id == DEFAULT_TENANT)
+    newest = newest.order_by(ProjectRun.created_at.desc(), ProjectRun.id.desc())
     return {"items": (await opened.scalars(newest.limit(limit).offset(skip))).all()}
 
 
