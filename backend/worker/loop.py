@@ -26,6 +26,7 @@ from backend.engine.executor import Executor
 from backend.engine.leases import Heartbeat
 from backend.engine.leftovers import Leftovers
 from backend.engine.loader import Graphs
+from backend.engine.prompts import Library
 from backend.engine.reaper import Reaper
 from backend.engine.workbench import workbenches
 from backend.settings import Settings
@@ -126,6 +127,7 @@ class LoopThread:
                 bell=self._bell,
                 transport=gateway,
                 graphs=Graphs(),
+                library=Library(pool),
                 workbenches=workbenches(settings),
                 heartbeat=heartbeat,
                 settings=settings.engine,
