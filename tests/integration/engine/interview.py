@@ -38,15 +38,17 @@ def prompts(word: str, **texts: str) -> PromptSet:
     return PromptSet(made | texts)
 
 
-async def _ask(context: RunContext, node: str, role: Role, **facts: Any) -> str:
-    desk = Desk(role=role, ask=context.seat(Visit(node, 1)).ask, config=context.run.config.role(role),
-                prompts=context.prompts)  # fmt: skip
+async def _ask(context: RunContext, node: str, role: Role, *, times: int = 1, **facts: Any) -> str:
+    seat, config = context.seat(Visit(node, 1)), context.run.config.role(role)
+    desk = Desk(role=role, ask=seat.ask, config=config, prompts=context.prompts)
     opening = desk.prompts.opening(str(role), **facts)
-    return (await desk.call(opening.messages, prompt_hash=opening.prompt_hash)).content
+    for _ in range(times):
+        reply = await desk.call(opening.messages, prompt_hash=opening.prompt_hash)
+    return reply.content
 
 
 async def begin(state: State, runtime: Runtime[RunContext]) -> State:
-    said = await _ask(runtime.context, "begin", Role.LEAD, brief=state["brief"])
+    said = await _ask(runtime.context, "begin", Role.LEAD, times=1 + ("twice" in state["brief"]), brief=state["brief"])
     effects = [effect.report_progress(1, 2)]
     if "question" in state["brief"]:
         effects.append(effect.ask_question("colour", QuestionKind.CLARIFICATION, "Which colour?", asked_by=Role.LEAD))

@@ -82,7 +82,7 @@ BREAKS = {
     "fenced": "UPDATE events SET instance = 'host/2' WHERE seq = 4",
     "begun": "UPDATE model_calls SET lease_epoch = 3 WHERE ordinal = 1",
     "reservations": "UPDATE model_calls SET lease_epoch = 1 WHERE ordinal = 2",
-    "prompts": "UPDATE project_runs SET prompts = '{\"qa\": \"0\"}'",
+    "prompts": 'UPDATE project_runs SET prompts = \'{"qa": "0"}\'',
 }
 """A write for each invariant that nothing of ours does, and that breaks it (and maybe others)."""
 

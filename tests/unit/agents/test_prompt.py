@@ -84,8 +84,8 @@ def test_a_set_is_known_by_the_hash_of_each_text() -> None:
 
 def test_settings_that_ask_for_a_version_which_is_not_here_are_refused() -> None:
     here = installed()
-    for said in (None, "latest", here.version(Role.LEAD), here.version(Role.LEAD)[:12]):
-        assert here.missing(wanting(lead=said)) is None
+    for asked in (None, "latest", here.version(Role.LEAD), here.version(Role.LEAD)[:12]):
+        assert here.missing(wanting(lead=asked)) is None
     assert "version 0000 of the prompts of lead" in str(here.missing(wanting(pm="latest", lead="0000")))
     assert "has none" in str(PromptSet({"rules": ""}).missing(wanting(lead="0000")))
     off = RunConfig.model_validate({"roles": {"lead": {"prompt_version": "0000", "enabled": False}}})
