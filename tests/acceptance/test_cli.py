@@ -22,7 +22,6 @@ from backend.cli.follow import EXIT_CODES
 from backend.cli.place import person
 from backend.domain.run import ENDED
 from backend.operations import invariants
-from graphs.software_company import GRAPH
 from tests.acceptance.desk import Desk
 from tests.openai_server import OpenAIServer, Reply, error, text
 from tests.small_company import BRIEF, SmallCompany
@@ -194,9 +193,7 @@ def test_a_run_is_followed_to_its_end_and_found_again(up: Up) -> None:
     run_id = listed[0]["id"]
     shown = json.loads(up.shell.run("show", run_id[:13], "--json").stdout)
     assert (shown["status"], shown["tasks"], shown["spent"]["model_calls"]) == ("COMPLETED", {"DONE": 3}, 16)
-    assert shown["pinned"] == {
-        "graph": "software_company", "graph_version": GRAPH.version, "prompts": installed().hashes,
-    }  # fmt: skip
+    assert shown["pinned"] == {"graph": "chain", "graph_version": "1", "prompts": installed().hashes}
     watched = up.shell.run("watch", run_id, "--json")
     seqs = [json.loads(line)["seq"] for line in watched.stdout.splitlines()]
     assert (watched.returncode, seqs) == (0, list(range(1, len(seqs) + 1)))

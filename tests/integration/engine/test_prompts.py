@@ -7,6 +7,8 @@ import json
 from typing import Any
 from uuid import UUID
 
+import pytest
+
 from backend.adapters.db import forking
 from backend.domain.role import Role
 from backend.engine.loader import Graphs
@@ -81,7 +83,7 @@ async def test_a_run_goes_on_in_the_words_that_it_began_with_and_a_new_one_takes
 
 async def test_a_node_that_runs_again_under_other_prompts_asks_nothing_again(company: Company) -> None:
     run_id = await interview(company, "Begin twice.")
-    company.transport.script = lambda position, count: _held_at(company, position.ordinal)
+    company.transport.script = lambda position, count: _held_at(company, position.ordinal, count)
     first = company.worker("first", FIRST)
     working = asyncio.create_task(first.execute(run_id))
     await company.until(lambda: len(company.transport.calls) == 2)
@@ -99,8 +101,8 @@ async def test_a_node_that_runs_again_under_other_prompts_asks_nothing_again(com
     await company.check(run_id)
 
 
-def _held_at(company: Company, ordinal: int) -> Any:
-    if ordinal == 2:
+def _held_at(company: Company, ordinal: int, count: int) -> Any:
+    if (ordinal, count) == (2, 1):
         company.transport.gate.clear()
     return reply("said")
 
@@ -141,6 +143,27 @@ async def test_texts_are_kept_by_the_first_claim_in_a_database_and_no_other_clai
         assert await library.open(claimed.pins) is own
         sent.append(pool.sent)
     assert sent == [2, 1, 2, 1]
+
+
+class Dying(Counted):
+    """A pool that takes its worker down when it is to send the second statement."""
+
+    async def fetchrow(self, *args: Any) -> Any:
+        if self.sent:
+            raise RuntimeError("The worker is dead.")
+        return await super().fetchrow(*args)
+
+
+async def test_a_run_whose_worker_died_before_it_pinned_it_is_pinned_by_the_next(company: Company) -> None:
+    run_id = await interview(company, "Go.")
+    pool = Dying(company.pool)
+    with pytest.raises(RuntimeError, match="dead"):
+        await company.claim(run_id, Library(pool, FIRST), pool)
+    assert (await ended(company, run_id), await pins(company, run_id)) == (("RUNNING", None, None), None)
+    await company.pool.execute("UPDATE project_runs SET lease_expires_at = clock_timestamp() WHERE id = $1", run_id)
+    await company.worker("second", SECOND).execute(run_id)
+    assert (await company.row(run_id))["status"] == "COMPLETED"
+    assert await pins(company, run_id) == SECOND.hashes
 
 
 async def test_a_claim_of_a_pinned_run_sends_as_much_as_one_of_a_run_without_prompts(company: Company) -> None:
