@@ -12,7 +12,8 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-from jinja2 import DictLoader, Environment, StrictUndefined, TemplateError, TemplateNotFound
+from jinja2 import DictLoader, StrictUndefined, TemplateError, TemplateNotFound
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from backend.domain.config import RunConfig
 from backend.domain.model import Opening
@@ -49,7 +50,8 @@ class PromptSet:
     def __init__(self, texts: Mapping[str, str]) -> None:
         self.texts = dict(texts)
         self.hashes = {name: sha256(text) for name, text in sorted(self.texts.items())}
-        self._environment = Environment(
+        # A text may come from the database: whoever writes there must not run code here.
+        self._environment = ImmutableSandboxedEnvironment(
             loader=DictLoader(self.texts),
             undefined=StrictUndefined,
             autoescape=False,  # noqa: S701 - prompts are plain text; what others wrote is fenced, not escaped

@@ -54,6 +54,23 @@ def test_an_older_prompt_that_this_release_cannot_serve_is_refused_by_name(text:
     assert says in refused.value.message
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{{ ''.__class__.__mro__ }}",
+        "{{ cycler.__init__.__globals__ }}",
+        "{{ self._TemplateReference__context.environment }}",
+        "{% set x = task.update(key='b') %}",
+    ],
+)
+def test_a_forged_prompt_reaches_nothing_but_its_facts(text: str) -> None:
+    facts = dict(TASK)
+    with pytest.raises(StepFailed, match="is unsafe|not safe") as refused:
+        release(lead=text).text("lead", task=facts)
+    assert refused.value.code == "prompt_unusable"
+    assert facts == TASK
+
+
 def test_a_prompt_that_the_older_release_did_not_have_is_refused_by_name() -> None:
     older = PromptSet({name: text for name, text in installed().texts.items() if name not in ("rules", "fenced")})
     for name, gone in (("fenced", "fenced"), ("lead", "rules")):
