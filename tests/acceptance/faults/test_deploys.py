@@ -126,6 +126,8 @@ SETTINGS: dict[str, Any] = {
     "parallelism": 1,
     "roles": {role: {"enabled": False} for role in ("security", "docs", "devops")},
 }
+PATIENT = {"COMPANY_ENGINE__LEASE_SECONDS": "20", "COMPANY_ENGINE__HEARTBEAT_SECONDS": "2"}
+"""Leases that outlive a busy machine: whoever loses one makes a call in flight again."""
 
 
 def _with_other_prompts(folder: Path) -> Path:
@@ -162,13 +164,13 @@ async def test_a_worker_with_other_prompt_files_takes_a_run_over_and_goes_on_in_
     company = KeepsOneWaiting()
     firm = hire(company)
     run_id = await firm.begin(**SETTINGS)
-    worker = firm.start()
+    worker = firm.start(**PATIENT)
     await firm.until(lambda: bool(company.held), seconds=120)
     worker.kill()
     await firm.let_leases_end()
 
     folder = _with_other_prompts(tmp_path / "other")
-    environment = {**firm.environment, "PYTHONPATH": str(folder)}
+    environment = {**firm.environment, **PATIENT, "PYTHONPATH": str(folder)}
     with (tmp_path / "other.log").open("wb") as log:
         program = [sys.executable, "-m", "backend.worker.app"]
         other = subprocess.Popen(program, cwd=folder, env=environment, stdout=log, stderr=log)
