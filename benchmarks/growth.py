@@ -21,6 +21,7 @@ from backend.cli.place import prepare
 from backend.domain.run import RunStatus
 from backend.engine import claims
 from backend.engine.claiming import claim
+from backend.engine.prompts import Library
 from backend.engine.reaper import Reaper
 from backend.operations import pages, projects, runs
 from backend.settings import Settings
@@ -59,7 +60,7 @@ class Steps:
 
     def __init__(self, sessions: Sessions, pool: Any) -> None:
         self._sessions, self._pool, self._bell = sessions, pool, Silent()
-        self._reaper = Reaper(sessions, self._bell, every=2)
+        self._reaper, self._library = Reaper(sessions, self._bell, every=2), Library(pool)
 
     async def _timed(self, work: Callable[[], Awaitable[Any]]) -> tuple[float, Any]:
         began = time.perf_counter()
@@ -89,7 +90,7 @@ class Steps:
             return run.id
 
     async def _claim(self, run_id: UUID) -> Any:
-        who = {"owner": "bench", "lease_seconds": 15.0, "max_claims": 5}
+        who: dict[str, Any] = {"owner": "bench", "lease_seconds": 15.0, "max_claims": 5, "library": self._library}
         return await claim(self._sessions, self._pool, self._bell, run_id, **who)
 
     async def _list(self) -> Any:

@@ -1,4 +1,4 @@
-"""The desk of a role: its model call, its settings and a meter of what it used."""
+"""The desk of a role: its model call, its settings, its prompts and a meter of what it used."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from backend.domain.config import RoleConfig
 from backend.domain.model import Message, ModelReply, ModelRequest
-from backend.domain.ports import Ask, Toolbox
+from backend.domain.ports import Ask, Prompts, Toolbox
 from backend.domain.role import Role
 
 
@@ -50,6 +50,7 @@ class Desk:
     role: Role
     ask: Ask
     config: RoleConfig
+    prompts: Prompts
     toolbox: Toolbox | None = None
     steps: int = 40
     task_key: str | None = None

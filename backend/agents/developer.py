@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from backend.agents.desk import Desk
 from backend.agents.loop import Finish, Work, work
-from backend.agents.prompt import opening
 from backend.domain.board import TaskSpec
 from backend.domain.plan import criterion_id
 
@@ -25,9 +24,8 @@ async def develop(
     finish: Finish | None = None,
 ) -> Work:
     """Work on a task; `feedback` is what must be mended or was answered, `summary` what was said of earlier work."""
-    begin = opening(
+    begin = desk.prompts.opening(
         "developer",
-        pinned=desk.config.prompt_version,
         brief=brief,
         task=task,
         criteria=criteria(task),

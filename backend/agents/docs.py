@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from backend.agents.desk import Desk
 from backend.agents.loop import Finish, Work, work
-from backend.agents.prompt import opening
 from backend.domain.board import TaskSpec
 
 
@@ -14,9 +13,8 @@ async def write(
     desk: Desk, *, brief: str, tasks: Sequence[TaskSpec], outline: str, finish: Finish | None = None
 ) -> Work:
     """Write README, decision records and runbook from what is in the repository."""
-    begin = opening(
+    begin = desk.prompts.opening(
         "docs",
-        pinned=desk.config.prompt_version,
         brief=brief,
         tasks="\n".join(f"{task['key']}: {task['title']}" for task in tasks),
         outline=outline,

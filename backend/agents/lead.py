@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from backend.agents.desk import Desk
 from backend.agents.developer import criteria
-from backend.agents.prompt import opening
 from backend.agents.reply import Form, structured
 from backend.domain import review as reviews
 from backend.domain.board import TaskSpec
@@ -19,9 +18,8 @@ LOOKS = 6
 
 async def review(desk: Desk, *, task: TaskSpec, diff: Diff, summary: str, feedback: Sequence[str] = ()) -> Review:
     """Judge a change. A finding off the diff is refused, and dropped when it comes again."""
-    begin = opening(
+    begin = desk.prompts.opening(
         "lead",
-        pinned=desk.config.prompt_version,
         task=task,
         criteria=criteria(task),
         summary=summary or "(nothing)",

@@ -11,12 +11,13 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from backend.agents import fenced, prompt
+from backend.agents import fenced
 from backend.agents.desk import Desk
 from backend.agents.history import assistant, compact, numbered, parse, steady, tool_message
+from backend.agents.prompt import fence
 from backend.agents.repeats import Repeats
 from backend.agents.tools import offer
-from backend.domain.model import Message, ModelReply, ToolCall
+from backend.domain.model import Message, ModelReply, Opening, ToolCall
 from backend.domain.ports import Observation, Toolbox
 from backend.domain.role import TOOLS
 
@@ -68,14 +69,14 @@ class Work:
         return WHY[self.ending]
 
 
-async def work(desk: Desk, opening: prompt.Opening, *, finish: Finish | None = None) -> Work:
+async def work(desk: Desk, opening: Opening, *, finish: Finish | None = None) -> Work:
     """Let the role work in its toolbox until it ends; see the module for how it may end."""
     assert desk.toolbox is not None, "the loop needs a toolbox"
     return await _Loop(desk, desk.toolbox, opening, finish).run()
 
 
 class _Loop:
-    def __init__(self, desk: Desk, toolbox: Toolbox, opening: prompt.Opening, finish: Finish | None) -> None:
+    def __init__(self, desk: Desk, toolbox: Toolbox, opening: Opening, finish: Finish | None) -> None:
         self.desk, self.toolbox, self.finish = desk, toolbox, finish
         self.messages: list[Message] = list(opening.messages)
         self.prompt_hash = opening.prompt_hash
@@ -86,7 +87,7 @@ class _Loop:
         self.malformed = self.cut = self.refused = 0
         self.submitted = self.warned = self.ended = False
         if desk.fenced:
-            self._say(prompt.text("fenced", tools=[tool["function"] for tool in offer(self.names)]))
+            self._say(desk.prompts.text("fenced", tools=[tool["function"] for tool in offer(self.names)]))
 
     async def run(self) -> Work:
         while not self.ended and self.work.steps < self.desk.steps:
@@ -145,7 +146,7 @@ class _Loop:
             self.pinned["failure"] = call.id
         if self.desk.fenced:
             # Without tool messages an observation is part of the question; only what stays the same may stand in it.
-            self._say(prompt.fence(steady(seen.text), f"result of {call.name}"))
+            self._say(fence(steady(seen.text), f"result of {call.name}"))
         else:
             self.messages.append(tool_message(call.id, seen.text))
         if call.name == "submit":
@@ -159,7 +160,7 @@ class _Loop:
         if not self.submitted:
             self.submitted = True
             diff = await self.toolbox.pending_diff()
-            return Observation(prompt.text("checklist", diff=diff, role=str(self.desk.role)))
+            return Observation(self.desk.prompts.text("checklist", diff=diff, role=str(self.desk.role)))
         self.work.objection = await self.finish() if self.finish is not None else None
         if self.work.objection is None or self.refused >= REFUSALS:
             self._end(Ending.SUBMITTED)

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from backend.agents.desk import Desk
-from backend.agents.prompt import opening
 from backend.agents.reply import Form, structured
 from backend.domain import plan as plans
 from backend.domain.plan import Analysis, Plan
@@ -16,7 +15,7 @@ from backend.domain.report import Report
 
 async def analyze(desk: Desk, *, project: str, brief: str, may_ask: bool) -> Analysis:
     """Say what the brief asks for; questions are dropped where nobody may be asked."""
-    begin = opening("pm_analyze", pinned=desk.config.prompt_version, project=project, brief=brief, may_ask=may_ask)
+    begin = desk.prompts.opening("pm_analyze", project=project, brief=brief, may_ask=may_ask)
     found = await structured(desk, begin, Form("analysis", "what the brief asks for.", Analysis))
     return found if may_ask else found.model_copy(update={"questions": ()})
 
@@ -31,9 +30,8 @@ async def plan(
     previous: str = "",
 ) -> Plan:
     """Turn an analysis into tasks without cycles; `change` is what a person asks to be different from `previous`."""
-    begin = opening(
+    begin = desk.prompts.opening(
         "pm_plan",
-        pinned=desk.config.prompt_version,
         brief=brief,
         analysis=_json(analysis),
         answers="\n".join(f"{question}\n  -> {answers[question]}" for question in sorted(answers)),
@@ -46,7 +44,7 @@ async def plan(
 
 async def report(desk: Desk, *, brief: str, facts: Mapping[str, Any]) -> Report:
     """Tell the person who wrote the brief what came of it; the facts are not the model's to change."""
-    begin = opening("pm_report", pinned=desk.config.prompt_version, brief=brief, facts=_json(facts))
+    begin = desk.prompts.opening("pm_report", brief=brief, facts=_json(facts))
     return await structured(desk, begin, Form("report", "what came of the brief.", Report))
 
 

@@ -1,31 +1,29 @@
 """Prompts are files: rendered strictly, hashed, with everything that others wrote fenced as data.
 
-A prompt file holds the system text and, after a line `--- user ---`, the user text. The files are package resources
-and are read once.
+A prompt file holds the system text and, after a line `--- user ---`, the user text. The files of this installation are
+package resources and are read once; a run renders those that it is pinned to, whatever is installed by then.
 """
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
 from functools import cache
 from importlib import resources
 from typing import Any
 
-from jinja2 import Environment, FunctionLoader, StrictUndefined
+from jinja2 import DictLoader, StrictUndefined, TemplateError, TemplateNotFound
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from backend.domain.model import Message
+from backend.domain.config import RunConfig
+from backend.domain.model import Opening
 from backend.domain.ports import StepFailed
+from backend.domain.role import Role
 
 SEPARATOR = "--- user ---"
-
-
-@dataclass(frozen=True, slots=True)
-class Opening:
-    """The first messages of a conversation and the hash of the files that made them."""
-
-    messages: tuple[Message, ...]
-    prompt_hash: str
+RULES = "rules"
+"""The file that every prompt of a role includes."""
+LATEST = "latest"
 
 
 def fence(text: str, label: str) -> str:
@@ -38,64 +36,92 @@ def fence(text: str, label: str) -> str:
     return f"<<data {label} {mark}\n{text.rstrip()}\n{mark} data>>"
 
 
-def opening(name: str, /, *, pinned: str | None = None, **facts: Any) -> Opening:
-    """Render the prompt `name`; every fact that the file uses must be given.
+def sha256(text: str) -> str:
+    """The hash that a text is kept and pinned by."""
+    return hashlib.sha256(text.encode()).hexdigest()
 
-    `pinned` is the `prompt_version` of the run's settings, the beginning of `version`; another version is refused,
-    since replies to other words are not what was asked for.
+
+class PromptSet:
+    """The texts that belong together, by name: an installation's, or those that a run is pinned to.
+
+    See `backend.domain.ports.Prompts` for what roles do with them.
     """
-    if pinned is not None and pinned != "latest" and not version(name).startswith(pinned):
-        raise StepFailed(
-            "prompt_gone",
-            f"The settings pin prompt {name} to version {pinned}, but this installation has {version(name)[:12]}; "
-            "set roles.*.prompt_version to that, or to latest.",
+
+    def __init__(self, texts: Mapping[str, str]) -> None:
+        self.texts = dict(texts)
+        self.hashes = {name: sha256(text) for name, text in sorted(self.texts.items())}
+        # A text may come from the database: whoever writes there must not run code here.
+        self._environment = ImmutableSandboxedEnvironment(
+            loader=DictLoader(self.texts),
+            undefined=StrictUndefined,
+            autoescape=False,  # noqa: S701 - prompts are plain text; what others wrote is fenced, not escaped
+            trim_blocks=True,
+            lstrip_blocks=True,
+            keep_trailing_newline=True,
         )
-    system, _, user = _environment().get_template(name).render(**facts).partition(f"\n{SEPARATOR}\n")
-    messages = [{"role": "system", "content": system.strip()}]
-    if user.strip():
-        messages.append({"role": "user", "content": user.strip()})
-    return Opening(tuple(messages), prompt_hash(name))
+        self._environment.filters["fence"] = fence
 
+    def opening(self, name: str, /, **facts: Any) -> Opening:
+        """Render the prompt `name`; every fact that the text uses must be given."""
+        system, _, user = self._render(name, facts).partition(f"\n{SEPARATOR}\n")
+        messages = [{"role": "system", "content": system.strip()}]
+        if user.strip():
+            messages.append({"role": "user", "content": user.strip()})
+        return Opening(tuple(messages), self.prompt_hash(name))
 
-def text(name: str, /, **facts: Any) -> str:
-    """Render a prompt file that is a piece of text rather than a conversation."""
-    return _environment().get_template(name).render(**facts).strip()
+    def text(self, name: str, /, **facts: Any) -> str:
+        """Render a prompt that is a piece of text rather than a conversation."""
+        return self._render(name, facts).strip()
+
+    def prompt_hash(self, name: str) -> str:
+        """The sha256 of a prompt and of the rules that every prompt includes; calls carry it."""
+        return sha256("\0".join((self.texts[name], self.texts.get(RULES, ""))))
+
+    def version(self, role: Role) -> str:
+        """The version of all prompts of a role, which one setting holds together; empty for a role that has none here.
+
+        The hash of its prompt where a role has one; of the hashes of all of them, in the order of their names, where it
+        has several (`pm_analyze`, `pm_plan`, `pm_report`).
+        """
+        hashes = [self.prompt_hash(name) for name in self.hashes if name.partition("_")[0] == role]
+        return hashes[0] if len(hashes) == 1 else sha256("\0".join(hashes)) if hashes else ""
+
+    def missing(self, config: RunConfig) -> str | None:
+        """Why these are not the prompts that `roles.*.prompt_version` asks for, in a sentence; None when they are.
+
+        The setting is the beginning of a version, or `latest`. Roles without a seat are not looked at.
+        """
+        for role in Role:
+            seat = config.role(role)
+            wanted, here = seat.prompt_version, self.version(role)
+            if seat.enabled and wanted not in (None, LATEST) and not here.startswith(str(wanted)):
+                return (
+                    f"The settings ask for version {wanted} of the prompts of {role}, but this installation has "
+                    f"{here[:12] or 'none'}: retry the run under a release that has it, or start a run with "
+                    f"roles.{role}.prompt_version set to what is here, or to {LATEST}."
+                )
+        return None
+
+    def _render(self, name: str, facts: Mapping[str, Any]) -> str:
+        try:
+            return self._environment.get_template(name).render(**facts)
+        except TemplateNotFound as error:
+            raise StepFailed(
+                "prompt_gone",
+                f"The prompts that the run is pinned to have no {error.name}, which this release asks for: let the run "
+                "go on under the release that it began with, or start a new one.",
+            ) from error
+        except TemplateError as error:
+            raise StepFailed(
+                "prompt_unusable",
+                f"The prompt {name} that the run is pinned to cannot be used by this release: {error.message}. Let the "
+                "run go on under the release that it began with, or start a new one.",
+            ) from error
 
 
 @cache
-def prompt_hash(name: str) -> str:
-    """Return the sha256 of a prompt file and of the files that every prompt includes."""
-    return hashlib.sha256("\0".join((_source(name), _source("rules"))).encode()).hexdigest()
-
-
-@cache
-def version(name: str) -> str:
-    """Return the version of all prompts of the role that `name` belongs to, which one setting pins together.
-
-    The hash of its prompt where a role has one; of the hashes of all of them, in the order of their names, where it has
-    several (`pm_analyze`, `pm_plan`, `pm_report`).
-    """
-    role = name.partition("_")[0]
-    files = sorted(file.name for file in (resources.files("backend.agents") / "prompts").iterdir())
-    stems = [file.removesuffix(".md") for file in files if file.endswith(".md")]
-    hashes = [prompt_hash(stem) for stem in stems if stem.partition("_")[0] == role]
-    return hashes[0] if len(hashes) == 1 else hashlib.sha256("\0".join(hashes).encode()).hexdigest()
-
-
-@cache
-def _source(name: str) -> str:
-    return (resources.files("backend.agents") / "prompts" / f"{name}.md").read_text(encoding="utf-8")
-
-
-@cache
-def _environment() -> Environment:
-    environment = Environment(
-        loader=FunctionLoader(_source),
-        undefined=StrictUndefined,
-        autoescape=False,  # noqa: S701 - prompts are plain text; what others wrote is fenced, not escaped
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters["fence"] = fence
-    return environment
+def installed() -> PromptSet:
+    """The prompts of this installation."""
+    files = (resources.files("backend.agents") / "prompts").iterdir()
+    texts = {file.name.removesuffix(".md"): file for file in files if file.name.endswith(".md")}
+    return PromptSet({name: file.read_text(encoding="utf-8") for name, file in texts.items()})

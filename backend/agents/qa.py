@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from backend.agents.desk import Desk
 from backend.agents.developer import criteria
 from backend.agents.loop import Finish, Work, work
-from backend.agents.prompt import opening
 from backend.domain.board import TaskSpec
 
 
@@ -22,9 +21,8 @@ async def write_tests(
     finish: Finish | None = None,
 ) -> Work:
     """Write tests for the criteria of the tasks, or look again at accepted ones that still fail (`failures`)."""
-    begin = opening(
+    begin = desk.prompts.opening(
         "qa",
-        pinned=desk.config.prompt_version,
         brief=brief,
         criteria="\n".join(f"{task['title']}\n{criteria(task)}" for task in tasks),
         outline=outline,

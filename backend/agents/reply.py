@@ -15,9 +15,8 @@ from pydantic import BaseModel, ValidationError
 
 from backend.agents.desk import Desk
 from backend.agents.history import assistant, compact, numbered, parse, tool_message
-from backend.agents.prompt import Opening
 from backend.agents.tools import offer
-from backend.domain.model import Message, ModelReply, ToolCall
+from backend.domain.model import Message, ModelReply, Opening, ToolCall
 from backend.domain.ports import StepFailed
 from backend.domain.role import TOOLS
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from backend.agents.desk import Desk
-from backend.agents.prompt import opening
 from backend.agents.reply import Form, structured
 from backend.domain import triage as triages
 from backend.domain.ports import ScanFinding
@@ -19,9 +18,8 @@ SHOWN = 60
 async def triage(desk: Desk, *, blocking: Sequence[ScanFinding], others: Sequence[ScanFinding]) -> Triage:
     """Explain the findings; every blocking one that was shown must be explained."""
     shown, rest = worst_first(blocking)[:SHOWN], worst_first(others)[:SHOWN]
-    begin = opening(
+    begin = desk.prompts.opening(
         "security",
-        pinned=desk.config.prompt_version,
         blocking=listed(shown),
         others=listed(rest) or "none",
     )

@@ -56,6 +56,7 @@ RunView = view_model(
     runs.VIEW,
     **_WORDS,
     config_snapshot=dict[str, Any],
+    prompts=dict[str, str],
     final_report=dict[str, Any],
     forecast=Annotated[
         Forecast | None, Field(description="What it will have spent when it is done; null: nothing can be said")

@@ -99,6 +99,7 @@ def show(name: str, *, as_json: bool) -> int:
                 "project": project.name,
                 "repository": str(repositories.workspace_of(company.settings.home, run).git_dir),
                 **await reports.of_run(session, run),
+                "pinned": {"graph": run.graph, "graph_version": run.graph_version, "prompts": run.prompts},
                 "current_node": run.current_node,
                 "progress": run.progress,
                 "forecast": await run_operations.forecast(session, run.id),

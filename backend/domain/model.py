@@ -18,6 +18,14 @@ FinishReason = Literal["stop", "length", "tool_calls", "content_filter", "other"
 
 
 @dataclass(frozen=True, slots=True)
+class Opening:
+    """The first messages of a conversation and the hash of the prompt that made them."""
+
+    messages: tuple[Message, ...]
+    prompt_hash: str
+
+
+@dataclass(frozen=True, slots=True)
 class ModelRequest:
     """One question to a role's model.
 

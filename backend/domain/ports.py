@@ -9,7 +9,7 @@ from uuid import UUID
 
 from backend.domain.config import ChecksConfig, WorkspaceConfig
 from backend.domain.finding import Severity
-from backend.domain.model import ModelReply, ModelRequest
+from backend.domain.model import ModelReply, ModelRequest, Opening
 from backend.domain.question import Answer
 from backend.domain.role import Role
 from backend.domain.run import RunFacts
@@ -24,6 +24,22 @@ class Ask(Protocol):
         Raises `LimitReached` (budget), `Unavailable` (no provider answered), `Held` (pause or stop was asked for).
         Roles let all of them pass.
         """
+        ...
+
+
+class Prompts(Protocol):
+    """The prompts that a run is pinned to, from its first claim to its end, whatever is installed by then."""
+
+    def opening(self, name: str, /, **facts: Any) -> Opening:
+        """Render the prompt `name` with what it tells of.
+
+        Raises `StepFailed`: `prompt_gone` for a prompt that the run is not pinned to, `prompt_unusable` for a text that
+        uses a fact which is not given.
+        """
+        ...
+
+    def text(self, name: str, /, **facts: Any) -> str:
+        """Render a prompt that is a piece of text rather than a conversation; raises as `opening` does."""
         ...
 
 
@@ -305,6 +321,7 @@ class RunContext:
     seat: Seats
     workspace: Workspace
     checks: Checks
+    prompts: Prompts
     answers: Mapping[str, Answer] = field(default_factory=dict)
     waived: frozenset[str] = frozenset()
     """Fingerprints of findings that a named person waived or called false, valid when the run was claimed."""

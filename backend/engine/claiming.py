@@ -24,13 +24,18 @@ from backend.domain.ports import Bell
 from backend.domain.question import Answer
 from backend.domain.run import Request, RunFacts, RunStatus
 from backend.engine import claims
+from backend.engine.prompts import Library
 from backend.operations import events, ledger
 
 _TAKE = (
     "WITH taken AS (UPDATE project_runs SET status = 'RUNNING', lease_epoch = lease_epoch + 1, lease_owner = $2,"
     " lease_expires_at = clock_timestamp() + make_interval(secs => $3), claims = claims + 1,"
     " started_at = coalesce(started_at, clock_timestamp()), updated_at = clock_timestamp(), version = version + 1,"
-    " event_seq = event_seq + CASE WHEN status = 'RUNNING' THEN 2 ELSE 1 END"
+    " event_seq = event_seq + CASE WHEN status = 'RUNNING' THEN 2 ELSE 1 END,"
+    # Only to texts that are kept, and only where the settings leave open to which; else `Library.pin` does it.
+    " prompts = CASE WHEN prompts IS NULL AND NOT EXISTS (SELECT FROM jsonb_each_text($6::jsonb) own WHERE NOT EXISTS"
+    " (SELECT FROM prompts kept WHERE kept.sha256 = own.value)) AND NOT jsonb_path_exists(config_snapshot,"
+    " '$.roles.*.prompt_version ? (@ != null && @ != \"latest\")') THEN $6::jsonb ELSE prompts END"
     " WHERE id = $1 AND claims < $4 AND (status = 'QUEUED'"
     " OR (status = 'RUNNING' AND coalesce(lease_expires_at < clock_timestamp(), true)))"
     " RETURNING *, old.status AS was, old.lease_owner AS before, old.started_at IS NULL AS first),"
@@ -46,6 +51,7 @@ _TAKE = (
     " FROM taken t, told)"
     " SELECT t.project_id, t.tenant_id, t.number, t.brief, t.config_snapshot::text AS config, t.created_at,"
     " t.correlation_id, t.graph, t.graph_version, t.lease_epoch, t.head_checkpoint_id AS head, t.requested, t.claims,"
+    " t.prompts::text AS pins,"
     " t.limit_seconds, (t.limit_seconds - t.spent_seconds)::double precision AS seconds_left, t.first,"
     " (SELECT monthly_budget_usd IS NOT NULL FROM tenants WHERE id = t.tenant_id) AS capped, p.name AS project_name"
     " FROM taken t JOIN projects p ON p.id = t.project_id"
@@ -74,6 +80,8 @@ class Claimed:
     facts: RunFacts
     graph: str
     graph_version: str
+    pins: str
+    """The prompts it is pinned to, for `Library.open`."""
     epoch: int
     head: UUID | None
     requested: Request
@@ -98,30 +106,32 @@ async def claim(
     owner: str,
     lease_seconds: float,
     max_claims: int,
+    library: Library,
     upto: int | None = None,
 ) -> Claimed | None:
     """Take a run up: once for each epoch, whoever asks at once; None when there is nothing to do.
 
-    Settles what an earlier owner left in flight. A run that was claimed too often without finishing a node is buried;
-    one whose settings this version cannot read ends as FAILED. One that was claimed `upto` times is left alone.
+    Settles what an earlier owner left in flight, and pins the run to the prompts of `library` unless it is pinned. A
+    run that was claimed too often without finishing a node is buried; one whose settings this version cannot read, or
+    that asks for prompts which are not here, ends as FAILED. One that was claimed `upto` times is left alone.
     """
     most = min(max_claims, upto or max_claims)
-    row = await pool.fetchrow(_TAKE, run_id, owner, lease_seconds, most, events.instance())
+    row = await pool.fetchrow(_TAKE, run_id, owner, lease_seconds, most, events.instance(), library.pins)
     if row is None:
         await _bury_if_poisoned(sessions, bell, run_id, max_claims)
         return None
     await bell.wake(run_id)
     try:
-        return await _put_in_order(sessions, pool, bell, run_id, row)
+        return await _put_in_order(sessions, pool, bell, run_id, row, library)
     except LeaseLost:
         # Frozen in between for longer than the lease: somebody else does all of it.
         return None
 
 
 async def _put_in_order(
-    sessions: Sessions, pool: Any, bell: Bell, run_id: UUID, row: Mapping[str, Any]
+    sessions: Sessions, pool: Any, bell: Bell, run_id: UUID, row: Mapping[str, Any], library: Library
 ) -> Claimed | None:
-    """Read what the run's past says, settle what it left open, and make the budgets that it needs."""
+    """Read what the run's past says, settle what it left open, pin its prompts, and make the budgets that it needs."""
     # What nobody began has no past that could be known.
     begun = not row["first"] or row["head"] is not None
     past = await pool.fetchrow(_KNOW, run_id, claims.interrupt_key("%")) if begun else None
@@ -131,12 +141,18 @@ async def _put_in_order(
     try:
         config = _config(row["config"])
     except ValueError as error:
-        await _refuse(sessions, bell, run_id, row["lease_epoch"], str(error))
+        unreadable = f"The settings of run {row['number']} cannot be read by this version: {error}"
+        await _refuse(sessions, bell, run_id, row["lease_epoch"], "config_invalid", unreadable)
         return None
+    missing = library.own.missing(config) if row["pins"] is None else None
+    if missing is not None:
+        await _refuse(sessions, bell, run_id, row["lease_epoch"], "prompt_gone", missing)
+        return None
+    pins = row["pins"] or await library.pin(run_id, row["lease_epoch"])
     if row["capped"] or config.budget.roles:
         async with transaction(sessions, bell) as session:
             await ledger.open_budgets(session, row["tenant_id"], run_id, config)
-    return _claimed(run_id, row, past, config)
+    return _claimed(run_id, row, past, config, pins)
 
 
 @lru_cache(maxsize=256)
@@ -145,7 +161,9 @@ def _config(snapshot: str) -> RunConfig:
     return RunConfig.model_validate_json(snapshot)
 
 
-def _claimed(run_id: UUID, row: Mapping[str, Any], past: Mapping[str, Any] | None, config: RunConfig) -> Claimed:
+def _claimed(
+    run_id: UUID, row: Mapping[str, Any], past: Mapping[str, Any] | None, config: RunConfig, pins: str
+) -> Claimed:
     answers = {} if past is None else orjson.loads(past["answers"])
     return Claimed(
         facts=RunFacts(
@@ -161,6 +179,7 @@ def _claimed(run_id: UUID, row: Mapping[str, Any], past: Mapping[str, Any] | Non
         ),
         graph=row["graph"],
         graph_version=row["graph_version"],
+        pins=pins,
         epoch=row["lease_epoch"],
         head=row["head"],
         requested=Request(row["requested"]),
@@ -174,11 +193,10 @@ def _claimed(run_id: UUID, row: Mapping[str, Any], past: Mapping[str, Any] | Non
     )
 
 
-async def _refuse(sessions: Sessions, bell: Bell, run_id: UUID, epoch: int, why: str) -> None:
+async def _refuse(sessions: Sessions, bell: Bell, run_id: UUID, epoch: int, code: str, why: str) -> None:
     async with transaction(sessions, bell) as session:
         run = await claims.owned(session, run_id, epoch)
-        message = f"The settings of run {run.number} cannot be read by this version: {why}"
-        await claims.end_run(session, run, RunStatus.FAILED, code="config_invalid", message=message)
+        await claims.end_run(session, run, RunStatus.FAILED, code=code, message=why)
         run.lease_owner, run.lease_expires_at = None, None
 
 

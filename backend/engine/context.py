@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from langgraph.config import get_config
 
 from backend import logs
-from backend.domain.ports import Ask, Checks, RunContext, Seat, Toolbox, Visit, Workspace, Worktree
+from backend.domain.ports import Ask, Checks, Prompts, RunContext, Seat, Toolbox, Visit, Workspace, Worktree
 from backend.domain.question import Answer
 from backend.domain.role import Role
 from backend.domain.run import RunFacts
@@ -77,7 +77,12 @@ class Seats:
 
 
 def context_of(
-    facts: RunFacts, seats: Seats, bench: Workbench, answers: Mapping[str, Answer], waived: frozenset[str] = frozenset()
+    facts: RunFacts,
+    seats: Seats,
+    bench: Workbench,
+    prompts: Prompts,
+    answers: Mapping[str, Answer],
+    waived: frozenset[str] = frozenset(),
 ) -> RunContext:
     """What a graph gets of the run."""
-    return RunContext(facts, seats, bench.workspace, bench.checks, answers, waived)
+    return RunContext(facts, seats, bench.workspace, bench.checks, prompts, answers, waived)

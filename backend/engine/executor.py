@@ -39,6 +39,7 @@ from backend.engine.journal import Books, Transport, warn_of_time
 from backend.engine.leases import BEFORE_THE_NEXT_CALL, Heartbeat, Lease
 from backend.engine.leftovers import Leftovers
 from backend.engine.loader import Graphs
+from backend.engine.prompts import Library
 from backend.engine.suspects import Suspects
 from backend.errors import CompanyError, LimitReached
 from backend.settings import EngineSettings
@@ -69,6 +70,7 @@ class Executor:
     bell: Bell
     transport: Transport
     graphs: Graphs
+    library: Library
     workbenches: Workbenches
     heartbeat: Heartbeat
     settings: EngineSettings
@@ -146,6 +148,7 @@ class Executor:
             owner=self.owner,
             lease_seconds=self.settings.lease_seconds,
             max_claims=self.settings.max_claims,
+            library=self.library,
             upto=upto,
         )
 
@@ -272,6 +275,7 @@ class Slice:
         claimed, executor = self._claimed, self._executor
         facts = claimed.facts
         spec = executor.graphs.find(claimed.graph, claimed.graph_version)
+        prompts = await executor.library.open(claimed.pins)
         bench = await executor.workbenches(facts)
         self._seats = seats = Seats(self._books, bench)
         saver = RunSaver(
@@ -294,7 +298,7 @@ class Slice:
         }
         begin = await self._input(saver, config, spec.initial_state)
         self._mark_superstep()
-        context = context_of(facts, seats, bench, claimed.answers, claimed.waived)
+        context = context_of(facts, seats, bench, prompts, claimed.answers, claimed.waived)
         async for chunk in graph.astream(
             begin,
             config,

@@ -69,6 +69,7 @@ async def fork(
     if found := place.faults(config, parent.brief):
         raise Invalid("The fork cannot begin: " + " ".join(fault.message for fault in found), faults=found)
     run = _row(parent, kept, config, number, by, correlation_id)
+    run.prompts = None if _asks_for_prompts(patch) else parent.prompts
     session.add(run)
     await session.flush()
     project.active_run_id = run.id
@@ -116,6 +117,11 @@ async def _settings(
     if commit is None or not await place.branch(parent.project_id, branch, commit):
         return config
     return merge(snapshot(config), {"workspace": {"branch": branch}})
+
+
+def _asks_for_prompts(patch: Patch) -> bool:
+    """Whether a fork shall not go on with the prompts of its parent; it is pinned like a new run then."""
+    return any((seat or {}).get("prompt_version") is not None for seat in (patch.get("roles") or {}).values())
 
 
 def _commit(values: Any, channel: str) -> str | None:

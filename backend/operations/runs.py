@@ -35,7 +35,7 @@ VIEW = pages.View(
 )
 LISTED = pages.View(
     ProjectRun,
-    leave_out=frozenset({"tenant_id", "idempotency_key", "config_snapshot", "brief", "final_report"}),
+    leave_out=frozenset({"tenant_id", "idempotency_key", "config_snapshot", "prompts", "brief", "final_report"}),
 )
 
 STARTABLE = frozenset({ProjectStatus.READY, ProjectStatus.COMPLETED, ProjectStatus.FAILED})

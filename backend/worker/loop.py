@@ -26,6 +26,7 @@ from backend.engine.executor import Executor
 from backend.engine.leases import Heartbeat
 from backend.engine.leftovers import Leftovers
 from backend.engine.loader import Graphs
+from backend.engine.prompts import Library
 from backend.engine.reaper import Reaper
 from backend.engine.workbench import workbenches
 from backend.settings import Settings
@@ -100,19 +101,17 @@ class LoopThread:
         assert settings.database_url is not None
         assert settings.redis_url is not None
         crashes.arm(settings.engine.crash_at)
-        url = settings.database_url.get_secret_value()
+        url, lease_seconds = settings.database_url.get_secret_value(), settings.engine.lease_seconds
         async with AsyncExitStack() as stack:
             # Whoever is silent for longer than its lease has lost its runs: its locks must not keep others from them.
-            engine = connect(url, pool_size=settings.engine.pool_size, patience=settings.engine.lease_seconds)
+            engine = connect(url, pool_size=settings.engine.pool_size, patience=lease_seconds)
             stack.push_async_callback(engine.dispose)
             pool = await self._open_pool(url)
             stack.push_async_callback(pool.close)
             await _until_migrated(engine)
             gateway = Gateway(settings)
             stack.push_async_callback(gateway.close)
-            heartbeat = Heartbeat(
-                url, every=settings.engine.heartbeat_seconds, lease_seconds=settings.engine.lease_seconds
-            )
+            heartbeat = Heartbeat(url, every=settings.engine.heartbeat_seconds, lease_seconds=lease_seconds)
             heartbeat.start()
             stack.callback(heartbeat.stop)
             watching = watchdog.of_worker(self._loop, self._thread, seconds=settings.engine.stall_seconds)
@@ -126,6 +125,7 @@ class LoopThread:
                 bell=self._bell,
                 transport=gateway,
                 graphs=Graphs(),
+                library=Library(pool),
                 workbenches=workbenches(settings),
                 heartbeat=heartbeat,
                 settings=settings.engine,

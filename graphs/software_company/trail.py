@@ -55,6 +55,7 @@ def desk(context: RunContext, role: Role, visit: Visit, tree: Worktree | None = 
         role=role,
         ask=seat.ask,
         config=settings,
+        prompts=context.prompts,
         toolbox=None if tree is None else seat.toolbox(role, tree),
         steps=context.run.config.limits.agent_steps,
         task_key=visit.task_key,

@@ -20,6 +20,7 @@ from langgraph.checkpoint.memory import InMemorySaver
 from backend.adapters.sandbox import Sandbox
 from backend.adapters.toolbox.worktree import WorktreeToolbox
 from backend.adapters.workspace import GitWorkspace
+from backend.agents.prompt import installed
 from backend.domain.config import RunConfig
 from backend.domain.ids import DEFAULT_TENANT
 from backend.domain.model import Message, ModelReply, ModelRequest, Position, ToolCall, Usage
@@ -102,7 +103,9 @@ class Stage:
 
     def context(self) -> RunContext:
         """What nodes find in their runtime."""
-        return RunContext(self.facts, self._seat, self.workspace, self.checks, dict(self.answers), self.waived)
+        return RunContext(
+            self.facts, self._seat, self.workspace, self.checks, installed(), dict(self.answers), self.waived
+        )
 
     def answer(self, key: str, text: str, by: str = "ada") -> None:
         """Answer a question."""

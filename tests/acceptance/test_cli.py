@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import redis
 
+from backend.agents.prompt import installed
 from backend.cli.follow import EXIT_CODES
 from backend.cli.place import person
 from backend.domain.run import ENDED
@@ -192,6 +193,7 @@ def test_a_run_is_followed_to_its_end_and_found_again(up: Up) -> None:
     run_id = listed[0]["id"]
     shown = json.loads(up.shell.run("show", run_id[:13], "--json").stdout)
     assert (shown["status"], shown["tasks"], shown["spent"]["model_calls"]) == ("COMPLETED", {"DONE": 3}, 16)
+    assert shown["pinned"] == {"graph": "chain", "graph_version": "1", "prompts": installed().hashes}
     watched = up.shell.run("watch", run_id, "--json")
     seqs = [json.loads(line)["seq"] for line in watched.stdout.splitlines()]
     assert (watched.returncode, seqs) == (0, list(range(1, len(seqs) + 1)))

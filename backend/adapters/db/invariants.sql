@@ -159,3 +159,11 @@ FROM model_calls c JOIN project_runs r ON r.id = c.run_id WHERE c.lease_epoch > 
 SELECT c.run_id, c.id AS call_id, c.lease_epoch, r.lease_epoch AS now_at, r.status
 FROM model_calls c JOIN project_runs r ON r.id = c.run_id
 WHERE c.status = 'reserved' AND (c.lease_epoch <> r.lease_epoch OR r.ended_at IS NOT NULL);
+
+-- name: prompts | Each prompt that a run is pinned to is kept, and its text is what its hash says.
+WITH kept AS MATERIALIZED (
+    SELECT sha256, sha256 = encode(sha256(convert_to(text, 'UTF8')), 'hex') AS whole FROM prompts
+)
+SELECT r.id AS run_id, pin.key AS prompt, pin.value AS sha256, CASE WHEN kept.whole IS NULL THEN 'none' ELSE 'another' END AS kept
+FROM project_runs r CROSS JOIN LATERAL jsonb_each_text(r.prompts) pin LEFT JOIN kept ON kept.sha256 = pin.value
+WHERE kept.whole IS NOT TRUE;

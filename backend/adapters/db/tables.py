@@ -22,6 +22,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 from sqlalchemy import text as sql
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
 from backend.adapters.db.columns import (
@@ -55,6 +56,7 @@ __all__ = [
     "Project",
     "ProjectRun",
     "ProjectTemplate",
+    "Prompt",
     "Question",
     "Table",
     "Task",
@@ -147,6 +149,10 @@ class ProjectRun(Table):
     )
     graph: Mapped[str] = mapped_column(comment="Name of its graph")
     graph_version: Mapped[str] = mapped_column(comment="Version of the graph it is pinned to")
+    prompts: Mapped[dict[str, str] | None] = mapped_column(
+        JSONB(none_as_null=True),
+        comment="Prompts it is pinned to: sha256 by name; null: no release that pins them took it up yet",
+    )
     template_slug: Mapped[str] = mapped_column(comment="Preset it started from")
     template_version: Mapped[int] = mapped_column(comment="Version of that preset")
     brief: Mapped[str] = mapped_column(comment="The project's brief when the run began")
@@ -217,6 +223,20 @@ class ProjectRun(Table):
             postgresql_where=sql("status IN (" + ", ".join(f"'{s}'" for s in sorted(ACTIVE)) + ")"),
         ),
         {"comment": "Runs: status, lease, limits and totals; one row is the truth about one run"},
+    )
+
+
+class Prompt(Table):
+    """A text that runs are pinned to, once for all of them."""
+
+    __tablename__ = "prompts"
+    sha256: Mapped[str] = mapped_column(primary_key=True, comment="sha256 of the text, which is its name here")
+    name: Mapped[str] = mapped_column(comment="Prompt that it was first kept for")
+    text: Mapped[str] = mapped_column(comment="The prompt file, before any fact is put in")
+    created_at: Mapped[datetime] = created()
+    __table_args__ = (
+        CheckConstraint("sha256 = encode(sha256(convert_to(text, 'UTF8')), 'hex')", name="content"),
+        {"comment": "Texts of prompts by what they say; added by the worker that first needs them, never changed"},
     )
 
 

@@ -18,6 +18,7 @@ from backend.adapters.db import calls, commit
 from backend.adapters.db.engine import connect, sessions_of, transaction
 from backend.engine.claiming import claim
 from backend.engine.garbage import Garbage
+from backend.engine.prompts import Library
 from backend.engine.reaper import Reaper
 from backend.engine.repair import Clinic
 from backend.operations import questions, runs
@@ -47,6 +48,7 @@ class Case:
 _HOLD = b"lease_expires_at = CASE WHEN"
 WRITES = {
     "claiming.claim": Case((b"SET status = 'RUNNING', lease_epoch",)),
+    "prompts.pin": Case((b"INSERT INTO prompts",), of_anybody=True),
     "claims.release": Case((_HOLD,), without=(b"INSERT INTO events",)),
     "claims.pause": Case((_HOLD, b"run.paused"), "pause"),
     "claims.wait": Case((_HOLD, b"run.waiting"), "a question"),
@@ -82,10 +84,10 @@ OPERATED = {"repair._apply": b"project.changed", "garbage._delete": b"DELETE FRO
 
 
 def _transactions_of(module: str) -> set[str]:
-    """The functions of a module of the engine that commit something: in a transaction, or by taking a run up."""
+    """The functions of a module of the engine that commit something: in a transaction, or in a statement of its own."""
     tree = ast.parse((ROOT / "backend" / "engine" / f"{module}.py").read_text())
     functions = [node for node in ast.walk(tree) if isinstance(node, ast.AsyncFunctionDef)]
-    commits = ("transaction(", "(_TAKE,")
+    commits = ("transaction(", "(_TAKE,", ", _PIN,")
     return {
         f"{module}.{function.name}" for function in functions if any(one in ast.unparse(function) for one in commits)
     }
@@ -248,7 +250,7 @@ async def test_what_a_claim_does_beside_taking_the_run_is_done_once_whatever_its
     failed = 0
     async with Proxy(crew.database_url) as proxy, asyncpg.create_pool(proxy.url, min_size=1) as pool:
         engine = connect(proxy.url)
-        who = {"owner": "test", "lease_seconds": 0.05, "max_claims": 5}
+        who: dict[str, Any] = {"owner": "test", "lease_seconds": 0.05, "max_claims": 5, "library": Library(pool)}
         losses = {name: proxy.lose(mark, made[name].bytes) for name, mark in CLAIMED.items()}
         for run_id in (*made.values(), *made.values()):
             await asyncio.sleep(0.1)

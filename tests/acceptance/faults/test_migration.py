@@ -192,7 +192,8 @@ async def test_a_migration_under_load_blocks_nobody_and_both_releases_work_side_
     assert not probing.done(), probing.exception()
     probing.cancel()
 
-    owners = [set(pids) for _, pids in await crew.query(_DRIVEN)]
+    driven = {run_id: set(pids) for run_id, pids in await crew.query(_DRIVEN)}
+    owners = list(driven.values())
     by_old, by_new = (
         sum(bool(pids & release.pids) for pids in owners),
         sum(bool(pids - release.pids) for pids in owners),
@@ -204,6 +205,8 @@ async def test_a_migration_under_load_blocks_nobody_and_both_releases_work_side_
     assert handed > 0, "no run went on under the other release"
     assert set(await crew.query("SELECT status FROM project_runs")) == {("COMPLETED",)}, crew.log()
     assert set(pinned) <= set(await crew.query(_PINNED))
+    unpinned = {run_id for (run_id,) in await crew.query("SELECT id FROM project_runs WHERE prompts IS NULL")}
+    assert unpinned == {run_id for run_id, pids in driven.items() if pids <= release.pids}
     assert await crew.query("SELECT id FROM model_calls WHERE status <> 'done'") == []
     assert sum(crew.asked.values()) == CALLS * len(started)
     await crew.check()

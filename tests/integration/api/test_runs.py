@@ -308,6 +308,18 @@ async def test_the_rows_that_are_shown_fit_the_documented_models(
             model.model_validate(item)
 
 
+async def test_a_run_shows_what_it_is_pinned_to_and_lists_leave_it_out(
+    client: httpx.AsyncClient, new_run: Post, sessions: Sessions
+) -> None:
+    run = await new_run()
+    assert (run["graph_version"], run["prompts"]) == ("1", None)
+    async with sessions.begin() as session:
+        (await session.get_one(ProjectRun, UUID(run["id"]))).prompts = {"qa": "0" * 64}
+    assert (await client.get(f"/api/runs/{run['id']}")).json()["prompts"] == {"qa": "0" * 64}
+    (listed,) = (await client.get("/api/runs")).json()["items"]
+    assert "prompts" not in listed
+
+
 async def test_what_belongs_to_another_tenant_is_not_there(
     client: httpx.AsyncClient, new_run: Post, sessions: Sessions, app: FastAPI
 ) -> None:

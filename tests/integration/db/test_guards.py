@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import Mapping
 from enum import StrEnum
 from itertools import product
@@ -10,7 +11,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from sqlalchemy import delete, func, select, text, update
+from sqlalchemy import delete, func, null, select, text, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -25,6 +26,7 @@ from backend.adapters.db.tables import (
     Project,
     ProjectRun,
     ProjectTemplate,
+    Prompt,
     Question,
     Table,
     Task,
@@ -135,6 +137,23 @@ async def test_a_template_version_never_changes_and_is_never_deleted(session: As
 async def test_the_configuration_of_a_run_never_changes(session: AsyncSession, make_run: MakeRun) -> None:
     await make_run(session)
     await refused(session, update(ProjectRun).values(config_snapshot={"graph": "other"}), "start another run")
+
+
+async def test_the_prompts_of_a_run_never_change_once_it_has_some(session: AsyncSession, make_run: MakeRun) -> None:
+    await make_run(session)
+    await session.execute(update(ProjectRun).values(prompts={"qa": "1"}))
+    await session.execute(update(ProjectRun).values(prompts={"qa": "1"}))
+    for other in ({"qa": "2"}, {}, null()):
+        await refused(session, update(ProjectRun).values(prompts=other), "prompts of a run never change")
+
+
+async def test_a_prompt_is_what_its_hash_says_for_ever(session: AsyncSession) -> None:
+    session.add(Prompt(sha256=hashlib.sha256("Grüße.".encode()).hexdigest(), name="qa", text="Grüße."))
+    await session.flush()
+    await refused(session, update(Prompt).values(text="Other."), "another text is another row")
+    await refused(session, update(Prompt).values(name="lead"), "another text is another row")
+    await refused(session, delete(Prompt), "runs are pinned to them")
+    await refused(session, Prompt.__table__.insert().values(sha256="0" * 64, name="qa", text="x"), "ck_prompts_content")
 
 
 async def test_comments_and_events_are_only_added(session: AsyncSession, make_run: MakeRun) -> None:

@@ -13,13 +13,17 @@ import pytest
 
 from backend.adapters.db.engine import Sessions, transaction
 from backend.adapters.db.pool import open_pool
+from backend.agents.prompt import PromptSet
 from backend.domain.config import RunConfig
 from backend.domain.model import CallFailed, Choice, Exchange, ModelRequest, Position, Quote, Usage
+from backend.engine.claiming import Claimed, claim
 from backend.engine.executor import Executor
 from backend.engine.leases import Heartbeat
 from backend.engine.loader import Graphs
+from backend.engine.prompts import Library
 from backend.settings import EngineSettings
 from tests.acceptance.graphs import CHAIN
+from tests.integration.engine.interview import INTERVIEW
 
 Script = Callable[[Position, int], Exchange | CallFailed]
 
@@ -106,18 +110,29 @@ class Company:
         self.settings = EngineSettings(lease_seconds=3, heartbeat_seconds=0.2, shutdown_seconds=0.5)
         self.executor = self.worker("one")
 
-    def worker(self, name: str, **settings: Any) -> Executor:
+    def worker(self, name: str, prompts: PromptSet | None = None, **settings: Any) -> Executor:
         return Executor(
             sessions=self.sessions,
             pool=self.pool,
             bell=self.bell,
             transport=self.transport,
-            graphs=Graphs([CHAIN]),
+            graphs=Graphs([CHAIN, INTERVIEW]),
+            library=Library(self.pool, prompts),
             workbenches=empty_bench,
             heartbeat=self.heartbeat,
             settings=self.settings.model_copy(update=settings),
             owner=f"test/{name}",
         )
+
+    async def claim(self, run_id: UUID, library: Library | None = None, pool: Any = None) -> Claimed | None:
+        """Take a run up and do nothing with it."""
+        who: dict[str, Any] = {
+            "owner": "test",
+            "lease_seconds": 60.0,
+            "max_claims": 5,
+            "library": library or self.executor.library,
+        }
+        return await claim(self.sessions, pool or self.pool, self.bell, run_id, **who)
 
     async def run(self, brief: str = "Do it.", **changes: Any) -> UUID:
         async with self.sessions.begin() as session:

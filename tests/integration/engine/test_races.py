@@ -17,7 +17,6 @@ from backend.domain.budget import BudgetReached
 from backend.domain.model import ModelReply, ModelRequest
 from backend.domain.ports import Visit
 from backend.domain.role import Role
-from backend.engine.claiming import claim
 from backend.engine.journal import Books, Journal
 from backend.engine.leases import Lease
 from backend.engine.reaper import Reaper
@@ -29,9 +28,7 @@ from tests.integration.engine.conftest import Company
 
 async def test_two_hundred_parallel_calls_never_pass_a_limit(company: Company) -> None:
     run_id = await company.run(budget={"tokens": 3_050, "roles": {"developer": {"tokens": 2_100}}})
-    claimed = await claim(
-        company.sessions, company.pool, company.bell, run_id, owner="test", lease_seconds=60, max_claims=5
-    )
+    claimed = await company.claim(run_id)
     assert claimed is not None
     lease = Lease(Fence(run_id, claimed.epoch), "test", asyncio.get_running_loop(), time.monotonic() + 60)
     books = Books(company.pool, lease, claimed.facts.config, company.transport, "test")
@@ -57,9 +54,7 @@ async def test_two_hundred_parallel_calls_never_pass_a_limit(company: Company) -
 
 
 async def _books(company: Company, run_id: UUID) -> Books:
-    claimed = await claim(
-        company.sessions, company.pool, company.bell, run_id, owner="test", lease_seconds=60, max_claims=5
-    )
+    claimed = await company.claim(run_id)
     assert claimed is not None
     fence = Fence(run_id, claimed.epoch, 60)
     lease = Lease(fence, "test", asyncio.get_running_loop(), time.monotonic() + 60)
@@ -344,11 +339,10 @@ async def test_a_claim_that_had_to_wait_for_an_answer_knows_it(company: Company)
     for status in ("QUEUED", "RUNNING"):
         await company.pool.execute("UPDATE project_runs SET status = $2 WHERE id = $1", run_id, status)
     question = await company.pool.fetchrow("SELECT id, key FROM questions WHERE run_id = $1", run_id)
-    who = {"owner": "test", "lease_seconds": 60.0, "max_claims": 5}
     async with company.sessions.begin() as session:
         await questions.answer(session, question["id"], "blue", by="ada")
         await session.flush()
-        claiming = asyncio.create_task(claim(company.sessions, company.pool, company.bell, run_id, **who))
+        claiming = asyncio.create_task(company.claim(run_id))
         await company.waits_for_a_lock()
     claimed = await claiming
     assert claimed is not None

@@ -82,6 +82,7 @@ BREAKS = {
     "fenced": "UPDATE events SET instance = 'host/2' WHERE seq = 4",
     "begun": "UPDATE model_calls SET lease_epoch = 3 WHERE ordinal = 1",
     "reservations": "UPDATE model_calls SET lease_epoch = 1 WHERE ordinal = 2",
+    "prompts": 'UPDATE project_runs SET prompts = \'{"qa": "0"}\'',
 }
 """A write for each invariant that nothing of ours does, and that breaks it (and maybe others)."""
 
@@ -104,13 +105,19 @@ MORE_BREAKS = [
     ("task-moves", "DELETE FROM tasks"),
     ("fenced", 'UPDATE events SET payload = \'{"epoch": 1, "owner": "host/2"}\' WHERE seq = 2'),
     ("epochs", "UPDATE project_runs SET lease_epoch = 1"),
+    (
+        "prompts",
+        "ALTER TABLE prompts DROP CONSTRAINT ck_prompts_content; INSERT INTO prompts (sha256, name, text)"
+        " VALUES ('0', 'qa', 'Other.'); UPDATE project_runs SET prompts = '{\"qa\": \"0\"}'",
+    ),
 ]
 
 
 async def broken(session: AsyncSession, statement: str) -> dict[str, invariants.Checked]:
-    """What is broken after a write that no trigger saw."""
+    """What is broken after writes that no trigger saw."""
     await session.execute(text("SET LOCAL session_replication_role = replica"))
-    await (await session.connection()).exec_driver_sql(statement)
+    for part in statement.split("; "):
+        await (await session.connection()).exec_driver_sql(part)
     return {checked.name: checked for checked in await invariants.check(session) if checked.offences}
 
 

@@ -8,6 +8,7 @@ from decimal import Decimal
 from typing import Any
 
 from backend.agents.desk import Desk
+from backend.agents.prompt import installed
 from backend.domain.config import RoleConfig
 from backend.domain.model import Message, ModelReply, ModelRequest, ToolCall, Usage
 from backend.domain.ports import Observation
@@ -40,7 +41,7 @@ class Script:
     def desk(self, role: Role = Role.DEVELOPER, **more: Any) -> Desk:
         """A desk with this model."""
         config = more.pop("config", RoleConfig())
-        return Desk(role=role, ask=self, config=config, **more)
+        return Desk(role=role, ask=self, config=config, prompts=installed(), **more)
 
 
 class Bench:

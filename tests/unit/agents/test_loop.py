@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from backend.agents.loop import Ending, Work, work
-from backend.agents.prompt import Opening
 from backend.domain.config import RoleConfig
+from backend.domain.model import Opening
 from backend.domain.ports import Held, Observation
 from backend.domain.role import Role
 from backend.errors import LimitReached

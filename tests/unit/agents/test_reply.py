@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from backend.agents.prompt import Opening
 from backend.agents.reply import Form, structured
 from backend.domain.config import RoleConfig
+from backend.domain.model import Opening
 from backend.domain.plan import Plan, faults
 from backend.domain.ports import StepFailed
 from backend.domain.role import Role
