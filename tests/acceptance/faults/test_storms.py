@@ -30,9 +30,9 @@ from tests.acceptance.faults.test_crashes import CALLS
 from tests.openai_server import Reply, json_body, position_of
 from tests.openai_server.replies import completion
 
-WORKERS = 8
+WORKERS = 8 if numbers.FULL else 4
 KILLS_A_RUN = 5
-OPEN_RUNS = numbers.of(40)
+OPEN_RUNS = max(12, numbers.of(40))
 """So many runs are on their way at once: each kill takes some of them down, and they wait for their leases to end."""
 
 
