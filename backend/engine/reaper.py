@@ -72,8 +72,6 @@ class Reaper:
                 await self.reap()
             except AWAY as error:
                 _log.warning("A round of the reaper failed: %s", error)
-            except Exception:  # noqa: BLE001 - runs that are lost later need it still
-                _log.exception("A round of the reaper failed.")
             await asyncio.sleep(self._every)
 
     async def reap(self) -> None:
@@ -106,10 +104,9 @@ class Reaper:
             try:
                 async with transaction(self._sessions, self._bell) as session:
                     await work(session, *row)
-            except Exception as error:  # noqa: BLE001 - see above
-                if isinstance(error, (OSError, TimeoutError, *DRIVER)) or getattr(
-                    error, "connection_invalidated", False
-                ):
+            except Exception as error:  # noqa: BLE001 - one run never keeps the others from being looked after
+                away = isinstance(error, (OSError, TimeoutError, *DRIVER))
+                if away or getattr(error, "connection_invalidated", False):
                     raise
                 _log.exception("The reaper could not look after the run %s.", row[0])
 
