@@ -9,12 +9,13 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections.abc import Awaitable, Callable
 from uuid import UUID
 
-from sqlalchemy import func, select, text
+from sqlalchemy import TextClause, func, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from backend.adapters.db.engine import AWAY, Sessions, ring_after_commit, transaction
+from backend.adapters.db.engine import AWAY, DRIVER, Sessions, ring_after_commit, transaction
 from backend.adapters.db.tables import ProjectRun, Question
 from backend.domain.ports import Bell
 from backend.domain.question import ExpiryAction, QuestionStatus
@@ -43,6 +44,7 @@ _FORGOTTEN = text(
 While workers take up other runs the bells of a long queue are on their way: ringing for all of them again would only
 make it longer. Nothing is forgotten by that: those that are rung for are taken up, and others are the oldest then.
 """
+_PAST_DUE = text("SELECT run_id, id FROM questions WHERE status = 'OPEN' AND due_at < clock_timestamp() LIMIT :most")
 _TO_STOP = text(
     "SELECT r.id, r.tenant_id, e.payload ->> 'by' AS by, e.payload ->> 'reason' AS reason, e.payload ->> 'code' AS code"
     " FROM project_runs r LEFT JOIN LATERAL (SELECT payload FROM events WHERE run_id = r.id"
@@ -74,17 +76,15 @@ class Reaper:
 
     async def reap(self) -> None:
         """One round."""
-        await self._close_questions()
-        await self._requeue_answered()
-        await self._stop_abandoned()
+        await self._ring()
+        await self._each(_PAST_DUE, _expire)
+        await self._each(_ANSWERED, _requeue_answered)
+        await self._each(_TO_STOP, _stop_abandoned)
+
+    async def _ring(self) -> None:
         async with self._sessions() as session:
-            asked = {
-                "grace": self._every,
-                "patience": max(self._every, PATIENCE_SECONDS),
-                "most": _MOST,
-                "oldest": _OLDEST,
-            }
-            found = await session.execute(_FORGOTTEN, asked)
+            asked = {"grace": self._every, "patience": max(self._every, PATIENCE_SECONDS), "oldest": _OLDEST}
+            found = await session.execute(_FORGOTTEN, asked | {"most": _MOST})
             forgotten = [(row.id, row.lease_epoch) for row in found]
         now = time.monotonic()
         self._rung = {claim: at for claim, at in self._rung.items() if now - at < AGAIN_SECONDS}
@@ -93,34 +93,22 @@ class Reaper:
                 self._rung[claim] = now
                 await self._bell.ring(claim[0])
 
-    async def _close_questions(self) -> None:
-        async with self._sessions() as session:
-            due = await session.execute(
-                select(Question.id, Question.run_id)
-                .where(Question.status == QuestionStatus.OPEN, Question.due_at < func.clock_timestamp())
-                .limit(_MOST)
-            )
-            listed = due.all()
-        for question_id, run_id in listed:
-            async with transaction(self._sessions, self._bell) as session:
-                await _expire(session, question_id, run_id)
+    async def _each(self, listed: TextClause, work: Callable[..., Awaitable[None]]) -> None:
+        """Look after each run that is listed first in its row, in a transaction of its own.
 
-    async def _requeue_answered(self) -> None:
+        What is wrong with one of them keeps nobody from looking after the others.
+        """
         async with self._sessions() as session:
-            listed = list(await session.scalars(_ANSWERED, {"most": _MOST}))
-        for run_id in listed:
-            async with transaction(self._sessions, self._bell) as session:
-                await go_on(session, await locked(session, run_id))
-
-    async def _stop_abandoned(self) -> None:
-        """End the runs that were to stop and whose worker died before it obeyed; no other worker is needed for that."""
-        async with self._sessions() as session:
-            listed = (await session.execute(_TO_STOP, {"most": _MOST})).all()
-        for run_id, tenant_id, by, reason, code in listed:
-            ending = runs.Stop(reason, code) if reason and code else None
-            async with transaction(self._sessions, self._bell) as session:
-                with contextlib.suppress(Conflict):
-                    await runs.stop(session, run_id, by=by or "somebody", ending=ending, tenant_id=tenant_id)
+            rows = (await session.execute(listed, {"most": _MOST})).all()
+        for row in rows:
+            try:
+                async with transaction(self._sessions, self._bell) as session:
+                    await work(session, *row)
+            except Exception as error:  # noqa: BLE001 - one run never keeps the others from being looked after
+                away = isinstance(error, (OSError, TimeoutError, *DRIVER))
+                if away or getattr(error, "connection_invalidated", False):
+                    raise
+                _log.exception("The reaper could not look after the run %s.", row[0])
 
 
 async def locked(session: AsyncSession, run_id: UUID) -> ProjectRun:
@@ -128,7 +116,7 @@ async def locked(session: AsyncSession, run_id: UUID) -> ProjectRun:
     return await session.get_one(ProjectRun, run_id, with_for_update={"key_share": True}, populate_existing=True)
 
 
-async def _expire(session: AsyncSession, question_id: UUID, run_id: UUID) -> None:
+async def _expire(session: AsyncSession, run_id: UUID, question_id: UUID) -> None:
     run = await locked(session, run_id)
     question = await session.get_one(Question, question_id, with_for_update=True, populate_existing=True)
     if question.status != QuestionStatus.OPEN:
@@ -149,6 +137,19 @@ async def _expire(session: AsyncSession, question_id: UUID, run_id: UUID) -> Non
         )
         by = f"expiry of the question {question.key}"
         await runs.stop(session, run_id, by=by, ending=ending, tenant_id=run.tenant_id)
+
+
+async def _requeue_answered(session: AsyncSession, run_id: UUID) -> None:
+    await go_on(session, await locked(session, run_id))
+
+
+async def _stop_abandoned(
+    session: AsyncSession, run_id: UUID, tenant_id: UUID, by: str | None, reason: str | None, code: str | None
+) -> None:
+    """End a run that was to stop and whose worker died before it obeyed; no other worker is needed for that."""
+    ending = runs.Stop(reason, code) if reason and code else None
+    with contextlib.suppress(Conflict):
+        await runs.stop(session, run_id, by=by or "somebody", ending=ending, tenant_id=tenant_id)
 
 
 async def go_on(session: AsyncSession, run: ProjectRun) -> None:

@@ -15,6 +15,7 @@ from uuid import UUID
 
 import httpx
 
+from backend.adapters.db.tables import ProjectTemplate
 from tests.acceptance.faults import numbers
 from tests.acceptance.faults.conftest import Crew
 from tests.acceptance.faults.nursery import Nursery
@@ -30,7 +31,7 @@ class Desk:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
-        self._crew, self._nursery = crew, nursery
+        self.crew, self._nursery = crew, nursery
         self._environment = environment
         self.pid = 0
         limits = httpx.Limits(max_connections=250, max_keepalive_connections=50)
@@ -50,7 +51,7 @@ class Desk:
     def open(self) -> None:
         """Start the process; it answers a moment later."""
         role = {"NURSERY_ROLE": "api", "COMPANY_PORT": str(self.port)}
-        self.pid = self._nursery.start(self._crew.environment | role | self._environment)
+        self.pid = self._nursery.start(self.crew.environment | role | self._environment)
 
     async def kill(self) -> None:
         """End the process without any warning, and wait until its address is free."""
@@ -82,9 +83,11 @@ class Visitors:
         self.last_refused = 0.0
 
     async def visit(self) -> None:
-        """Ask until cancelled; several at once."""
+        """Ask until cancelled; several at once, of whom one changes a row and one makes rows."""
         reading = (self._ask("GET", path) for path in (f"/api/runs/{self._run_id}", "/api/runs", "/api/tasks"))
-        await asyncio.gather(*reading, self._ask("PUT", "/api/budget", json={"tokens": 9_000_000_000}))
+        changing = self._ask("PUT", "/api/budget", json={"tokens": 9_000_000_000})
+        making = self._ask("POST", "/api/projects", json={"name": "Greeter", "brief": "A library that greets. " * 80})
+        await asyncio.gather(*reading, changing, making)
 
     async def _ask(self, method: str, path: str, **body: Any) -> None:
         while True:
@@ -95,6 +98,7 @@ class Visitors:
             except (TimeoutError, httpx.TransportError):
                 status = 0
             self.longest = max(self.longest, time.monotonic() - began)
+            status = 200 if status == 201 else status
             self.answers[status] += 1
             if status != 200:
                 self.last_refused = time.monotonic()
@@ -115,6 +119,9 @@ class Visitors:
 @contextlib.asynccontextmanager
 async def visited(desk: Desk, run_id: UUID) -> AsyncIterator[Visitors]:
     """Let people ask for things as long as the block."""
+    async with desk.crew.sessions.begin() as session:
+        described = {"title": "Standard", "graph": "software_company", "content_hash": "0" * 64}
+        session.add(ProjectTemplate(slug="standard", version=1, config_patch={}, **described))
     visitors = Visitors(desk, run_id)
     task = asyncio.create_task(visitors.visit())
     try:

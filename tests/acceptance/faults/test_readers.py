@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+from collections.abc import Callable
 from uuid import UUID
 
 import httpx
@@ -78,7 +79,7 @@ async def test_who_drops_off_and_comes_again_misses_nothing_and_sees_nothing_twi
         some = [Reader(desk, made[place % len(made)], random.Random(place)) for place in range(READERS - OF_ALL)]
         everybody = [Reader(desk, None, random.Random(100 + place)) for place in range(OF_ALL)]
         following = [asyncio.create_task(reader.follow()) for reader in some + everybody]
-        made += await _write(crew, desk)
+        made += await _write(crew, desk, lambda: sum(reader.dropped for reader in some + everybody) >= wanted)
         await crew.ended(*made, seconds=200)
         told = await crew.query(_TOLD)
         async with asyncio.timeout(120):
@@ -97,15 +98,18 @@ async def test_who_drops_off_and_comes_again_misses_nothing_and_sees_nothing_twi
     await crew.check()
 
 
-async def _write(crew: Crew, desk: Desk) -> list[UUID]:
-    """Answer every question, a few at a time, and start more runs until each worker has written; returns those."""
+async def _write(crew: Crew, desk: Desk, enough: Callable[[], bool]) -> list[UUID]:
+    """Answer every question, a few at a time, and start more runs until each worker has written and `enough` is done.
+
+    Returns the runs that it started.
+    """
     more: list[UUID] = []
     async with asyncio.timeout(200):
         while await crew.query("SELECT FROM project_runs WHERE ended_at IS NULL"):
             for (question,) in await crew.query("SELECT id FROM questions WHERE status = 'OPEN' LIMIT 2"):
                 await desk.status("POST", f"/api/questions/{question}/answer", json={"answer": "blue"})
             left = await crew.query("SELECT count(*) FROM project_runs WHERE ended_at IS NULL")
-            if left[0][0] < WRITERS // 2 and (await crew.query(_WRITERS))[0][0] < WRITERS:
+            if left[0][0] < WRITERS // 2 and not (enough() and (await crew.query(_WRITERS))[0][0] >= WRITERS):
                 more.append(await crew.run("a question"))
             await asyncio.sleep(0.2)
     return more

@@ -22,7 +22,7 @@ import pytest
 from backend.adapters.db.engine import Sessions
 from backend.domain.config import RunConfig
 from backend.operations import costs
-from backend.operations.ledger import LOST
+from backend.operations.ledger import GONE, LOST
 from tests.acceptance.faults import numbers
 from tests.acceptance.faults.conftest import Crew
 from tests.acceptance.faults.nursery import Nursery
@@ -30,9 +30,9 @@ from tests.acceptance.faults.test_crashes import CALLS
 from tests.openai_server import Reply, json_body, position_of
 from tests.openai_server.replies import completion
 
-WORKERS = 8
+WORKERS = 8 if numbers.FULL else 4
 KILLS_A_RUN = 5
-OPEN_RUNS = numbers.of(40)
+OPEN_RUNS = max(12, numbers.of(40))
 """So many runs are on their way at once: each kill takes some of them down, and they wait for their leases to end."""
 
 
@@ -259,9 +259,12 @@ async def test_a_rolling_restart_repeats_nothing(crew: Crew, nursery: Nursery) -
             await nursery.gone(leaving, 30)
             took.append(time.monotonic() - began)
     await crew.ended(*made, seconds=240)
+    # Where one of parallel tasks holds, a call of another may be reserved at that moment: it is given back, not sent.
+    others = Counter(await crew.query("SELECT status, error FROM model_calls WHERE status <> 'done'"))
     counts = {"workers restarted": len(took), "longest seconds to leave": round(max(took), 1)}
+    counts["calls given back unsent"] = others.total()
     numbers.report("drain", len(made), wanted, "runs", **counts)
     assert set(await crew.query("SELECT status FROM project_runs")) == {("COMPLETED",)}, crew.log()
     assert sum(crew.asked.values()) == CALLS * len(made)
-    assert await crew.query("SELECT 1 FROM model_calls WHERE status <> 'done'") == []
+    assert set(others) <= {("released", GONE)}
     await crew.check()

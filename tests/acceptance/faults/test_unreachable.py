@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import random
+import re
 import shutil
 import subprocess
 import time
@@ -113,6 +114,12 @@ class Disk:
         self.server = database.start(self.spot, self.logs, self.port, durable=True)
         return True
 
+    def refused(self) -> int:
+        """How many statements of others than the test itself were refused for want of room, by the server's own log."""
+        told = (self.logs / "postgres.log").read_text(errors="replace")
+        statements = re.findall(r"No space left on device\n(?:.*(?:HINT|DETAIL|CONTEXT).*\n)*.*STATEMENT: (.*)", told)
+        return sum("ballast" not in statement for statement in statements)
+
     def close(self) -> None:
         """Stop the server and unmount."""
         self.server.stop()
@@ -148,8 +155,9 @@ async def test_a_disk_without_room_costs_a_delay_and_nothing_else(
             made = [await crew.run() for _ in range(3)]
             async with Desk(crew, nursery) as desk, visited(desk, made[0]) as visitors:
                 for _ in range(rounds):
-                    made += [await crew.run() for _ in range(4)]
-                    await asyncio.sleep(0.5)
+                    made += [await crew.run() for _ in range(20)]
+                    # Not before they are on their way, since the room that is left is taken at once.
+                    await _begun(crew, made[-10])
                     disk.fill()
                     refused += await _until_refused(crew)
                     await asyncio.sleep(2)
@@ -158,16 +166,26 @@ async def test_a_disk_without_room_costs_a_delay_and_nothing_else(
                     await _patiently(crew, made)
                     recovered = round(time.monotonic() - back, 1)
                 await asyncio.sleep(1)
-            counts = {"server restarts": restarts, "seconds until all runs ended": recovered, "runs": len(made)}
-            visitors.report("full disk", back, refused, rounds, "writes refused", **counts)
+            counts = {"writes of ours refused": disk.refused(), "server restarts": restarts}
+            counts |= {"seconds until all runs ended": recovered, "runs": len(made)}
+            visitors.report("full disk", back, refused, rounds, "times", **counts)
+            assert disk.refused() >= rounds, "nobody who works met a full disk"
             assert set(await crew.query("SELECT status FROM project_runs")) == {("COMPLETED",)}, crew.log()
             await crew.check()
             cut = (await crew.query("SELECT count(*) FROM model_calls WHERE status = 'failed'"))[0][0]
             assert sum(crew.asked.values()) <= CALLS * len(made) + cut
+            stories = [await crew.story(run_id) for run_id in made]
+            assert all(story == stories[0] for story in stories)
         finally:
             nursery.clear()
             crew.stop()
             await engine.dispose()
+
+
+async def _begun(crew: Crew, run_id: UUID) -> None:
+    async with asyncio.timeout(60):
+        while not await crew.query("SELECT 1 FROM project_runs WHERE id = $1 AND lease_epoch > 0", run_id):
+            await asyncio.sleep(0.02)
 
 
 async def _until_refused(crew: Crew) -> int:

@@ -61,6 +61,23 @@ async def test_the_reaper_ends_a_run_that_was_to_stop_when_its_worker_dies_befor
     assert (row["status"], row["error"]) == ("STOPPED_USER", "Stopped by ada.")
 
 
+async def test_a_run_that_is_out_of_order_keeps_the_reaper_from_no_other(company: Company) -> None:
+    broken, forgotten, waiting = [await company.run("Ask a question.") for _ in range(3)]
+    for run_id in (broken, waiting):
+        await company.executor.execute(run_id)
+    # As nobody should find it: it has ended, and asks still.
+    for status in ("QUEUED", "RUNNING", "FAILED"):
+        await company.pool.execute("UPDATE project_runs SET status = $2, claims = 0 WHERE id = $1", broken, status)
+    await company.pool.execute("UPDATE questions SET due_at = clock_timestamp()")
+    await lose(company, forgotten)
+    await Reaper(company.sessions, company.bell, every=60).reap()
+    assert set(company.bell.rung) == {forgotten, waiting}
+    ends = dict(await company.pool.fetch("SELECT id, stop_reason FROM project_runs WHERE stop_reason IS NOT NULL"))
+    assert ends[waiting] == "question_expired"
+    asked = dict(await company.pool.fetch("SELECT run_id, status FROM questions"))
+    assert asked == {broken: "OPEN", waiting: "EXPIRED"}
+
+
 @pytest.mark.parametrize("brief", ["Ask a question.", "Use an interrupt."])
 async def test_a_retry_of_a_run_that_was_stopped_while_it_waited_asks_again(company: Company, brief: str) -> None:
     run_id = await company.run(brief)
