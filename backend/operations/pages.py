@@ -1,7 +1,10 @@
 """How rows are shown: JSON made by Postgres, one row or a page of them, newest first, by keyset.
 
 A page deep in a list costs what the first one costs: the cursor names the last row that was seen, and the index is
-entered there. Money is a string with six decimals, instants are RFC 3339 in UTC with `Z`.
+entered there. Lists are what is asked most: the statement of each kind of list is written once and goes to the driver
+as it is, since the mapper would take longer over it than the database takes to answer.
+
+Money is a string with six decimals, instants are RFC 3339 in UTC with `Z`.
 """
 
 from __future__ import annotations
@@ -15,15 +18,35 @@ from datetime import UTC, datetime
 from typing import Any, TypeVar
 from uuid import UUID
 
-from sqlalchemy import CTE, DateTime, Numeric, Select, Subquery, Text, cast, func, literal_column, null, select, tuple_
+import asyncpg
+from sqlalchemy import (
+    CTE,
+    Column,
+    DateTime,
+    Integer,
+    Numeric,
+    Select,
+    Subquery,
+    Text,
+    Uuid,
+    bindparam,
+    cast,
+    func,
+    literal_column,
+    null,
+    select,
+    tuple_,
+)
+from sqlalchemy.dialects.postgresql.asyncpg import dialect
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.sql.elements import ColumnElement
+from sqlalchemy.sql.elements import BinaryExpression, BindParameter, ColumnElement
 
 from backend.adapters.db.tables import Artifact, DeadLetter, Finding, Question, Table, TaskComment
 from backend.errors import Fault, Invalid, NotFound
 
 Row = TypeVar("Row", Artifact, DeadLetter, Finding, Question, TaskComment)
 
+_DIALECT = dialect()  # type: ignore[no-untyped-call]  # SQLAlchemy leaves its constructor untyped
 MAX_LIMIT = 200
 MAX_SKIP = 1_000_000
 
@@ -103,6 +126,28 @@ async def owned(session: AsyncSession, table: type[Row], row_id: UUID, tenant_id
     return found
 
 
+@dataclass(frozen=True, slots=True)
+class _Shape:
+    """What two lists have in common that one statement answers: columns and how they are compared, and the cursor."""
+
+    conditions: tuple[tuple[str, Any], ...]
+    deep: bool
+
+
+_Arguments = Sequence[tuple[str, Any]]
+"""What a statement is given, by name, and the value of what is the same each time."""
+
+
+def _taken_apart(condition: ColumnElement[bool]) -> tuple[tuple[str, Any], Any] | None:
+    """The column and operator of a plain comparison, and the value; None for anything else."""
+    if not isinstance(condition, BinaryExpression):
+        return None
+    column, value = condition.left, condition.right
+    if not isinstance(column, Column) or not isinstance(value, BindParameter):
+        return None
+    return (column.name, condition.operator), value.value
+
+
 def _as_json(rows: Select[Any]) -> Select[str]:
     return select(cast(func.row_to_json(literal_column("x")), Text)).select_from(rows.subquery("x"))
 
@@ -127,6 +172,7 @@ class View:
         columns = {column.name: column for column in table.__table__.columns if column.name not in leave_out}
         self.columns: dict[str, ColumnElement[Any]] = {**columns, **(more or {})}
         self.shown = [shown(column).label(name) for name, column in self.columns.items()]
+        self._texts: dict[_Shape, tuple[str, _Arguments]] = {}
         self._created: ColumnElement[Any] = table.__table__.c.get("created_at", null())
         self._id: ColumnElement[Any] = table.__table__.c.get("id", null())
 
@@ -152,14 +198,54 @@ class View:
     async def page(self, session: AsyncSession, wanted: PageRequest, *where: ColumnElement[bool]) -> Page:
         """One page of the rows that fit, newest first."""
         total = await self._count(session, *where) if wanted.count else None
-        inner = select(*self.shown).where(*where)
+        values: dict[str, Any] = {"limit": wanted.limit + 1, "skip": wanted.skip}
         if wanted.cursor is not None:
-            inner = inner.where(tuple_(self._created, self._id) < read_cursor(wanted.cursor))
-        inner = inner.order_by(self._created.desc(), self._id.desc()).limit(wanted.limit + 1).offset(wanted.skip)
-        rows = (await session.scalars(_as_json(inner))).all()
+            values["instant"], values["id"] = read_cursor(wanted.cursor)
+        rows = await self._directly(session, where, values)
+        if rows is None:
+            rows = list(await session.scalars(self._query(where, deep="instant" in values), values))
         items = tuple(rows[: wanted.limit])
         more = len(rows) > wanted.limit
         return Page(items, _cursor_after(items[-1]) if more else None, total)
+
+    async def _directly(
+        self, session: AsyncSession, where: Sequence[ColumnElement[bool]], values: Mapping[str, Any]
+    ) -> list[str] | None:
+        """The rows as the driver brings them; None where the mapper is to ask, or to say what is wrong."""
+        taken = [part for part in map(_taken_apart, where) if part is not None]
+        if len(taken) < len(where):
+            return None
+        text, arguments = self._text(_Shape(tuple(kind for kind, _ in taken), "instant" in values))
+        given = {**values, **{f"w{n}": value for n, (_, value) in enumerate(taken)}}
+        connection = await (await session.connection()).get_raw_connection()
+        driver: Any = connection.driver_connection
+        try:
+            return [row[0] for row in await driver.fetch(text, *(given.get(name, fixed) for name, fixed in arguments))]
+        except (asyncpg.PostgresError, asyncpg.InterfaceError):
+            return None
+
+    def _text(self, shape: _Shape) -> tuple[str, _Arguments]:
+        """The statement of lists of a shape as the driver takes it, and its arguments in order."""
+        found = self._texts.get(shape)
+        if found is None:
+            conditions = [
+                compare(self.table.__table__.c[name], bindparam(f"w{n}", type_=self.table.__table__.c[name].type))
+                for n, (name, compare) in enumerate(shape.conditions)
+            ]
+            compiled = self._query(conditions, deep=shape.deep).compile(dialect=_DIALECT)
+            found = self._texts[shape] = (
+                str(compiled),
+                [(name, compiled.params[name]) for name in compiled.positiontup or ()],
+            )
+        return found
+
+    def _query(self, where: Sequence[ColumnElement[bool]], *, deep: bool) -> Select[str]:
+        inner = select(*self.shown).where(*where)
+        if deep:
+            last = (bindparam("instant", type_=DateTime(timezone=True)), bindparam("id", type_=Uuid()))
+            inner = inner.where(tuple_(self._created, self._id) < tuple_(*last))
+        inner = inner.order_by(self._created.desc(), self._id.desc())
+        return _as_json(inner.limit(bindparam("limit", type_=Integer())).offset(bindparam("skip", type_=Integer())))
 
     async def _count(self, session: AsyncSession, *where: ColumnElement[bool]) -> int:
         return int(await session.scalar(select(func.count()).select_from(self.table).where(*where)) or 0)
