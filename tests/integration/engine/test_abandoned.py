@@ -36,6 +36,7 @@ async def test_a_run_whose_worker_died_is_stopped_at_once_and_its_call_in_flight
     company.transport.gate.clear()
     driving = asyncio.create_task(company.executor.execute(run_id))
     await company.until(lambda: company.transport.calls)
+    await asyncio.to_thread(company.heartbeat.stop)  # A beat that comes now would hold what is to run out.
     await company.pool.execute("UPDATE project_runs SET lease_expires_at = clock_timestamp(), lease_owner = 'dead'")
     await company.operate(runs.stop, run_id, by="ada")
     row = await company.row(run_id)

@@ -404,6 +404,7 @@ async def test_a_zombie_writes_nothing_after_another_worker_took_over(company: C
     company.transport.gate.clear()
     zombie = asyncio.create_task(company.executor.execute(run_id))
     await company.until(lambda: company.transport.calls)
+    await asyncio.to_thread(company.heartbeat.stop)  # A beat that comes now would hold what is to run out.
     await company.pool.execute("UPDATE project_runs SET lease_expires_at = clock_timestamp() - interval '1s'")
     company.transport.gate.set()
     await company.worker("two").execute(run_id)
