@@ -112,7 +112,7 @@ async def test_a_database_that_restarts_again_and_again_loses_nothing(
                 nursery.start(crew.environment)
             async with Desk(crew, nursery) as desk, visited(desk, made[0]) as visitors:
                 for number in range(wanted):
-                    await _work_for(crew, chance.uniform(4, 10))
+                    await _work_for(crew, chance.uniform(4, 10) if numbers.FULL else chance.uniform(1, 3))
                     how = (signal.SIGINT, signal.SIGQUIT)[number % 2]
                     own_database.append(await asyncio.to_thread(_restart, spot, logs, own_database[-1], how))
                     back = time.monotonic()
