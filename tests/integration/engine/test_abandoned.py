@@ -216,3 +216,21 @@ async def test_a_run_that_is_retried_before_its_worker_has_tidied_up_keeps_what_
         await thin(company.pool, run_id)
         left.append(await company.pool.fetchval("SELECT count(*) FROM checkpoint_writes WHERE namespace <> ''"))
     assert left == [0, 1]
+
+
+async def test_a_run_that_was_given_back_lost_no_lease(company: Company) -> None:
+    run_id = await company.run()
+    company.transport.gate.clear()
+    for _ in range(2):
+        driving = asyncio.create_task(company.executor.execute(run_id))
+        await company.until(lambda: run_id in company.executor.leases)
+        company.executor.leases[run_id].hold("slice")
+        company.transport.gate.set()
+        await driving
+    told = "SELECT type, payload ->> 'owner' AS owner FROM events WHERE type IN ('run.resumed', 'run.lease_lost')"
+    assert [tuple(row) for row in await company.pool.fetch(told)] == [("run.resumed", "test/one")]
+    await lose(company, run_id, claims=1)
+    await company.executor.execute(run_id)
+    lost = await company.pool.fetch(f"{told} AND payload ->> 'owner' <> 'test/one'")
+    assert [tuple(row) for row in lost] == [("run.lease_lost", "test/dead")]
+    await holds(company)
