@@ -1,4 +1,4 @@
-"""What all runs of a worker share, and how a run is taken up: claimed once, driven by a `Slice`, let go."""
+"""How a run is taken up by a worker: claimed once for all bells that ring, driven by a `Slice`, let go."""
 
 from __future__ import annotations
 
@@ -7,57 +7,32 @@ import logging
 import time
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 from uuid import UUID
 
 from backend import logs, metrics
 from backend.adapters.crashes import crash_point
-from backend.adapters.db.checkpointer import GroupCommit, LeaseLost
+from backend.adapters.db.checkpointer import LeaseLost
 from backend.adapters.db.commit import Fence
-from backend.adapters.db.engine import Sessions
-from backend.domain.ports import Bell
 from backend.domain.run import Request
 from backend.engine.claiming import Claimed, claim
-from backend.engine.context import Workbenches
-from backend.engine.journal import Transport
 from backend.engine.leases import Heartbeat, Lease
-from backend.engine.leftovers import Leftovers
-from backend.engine.loader import Graphs
-from backend.engine.prompts import Library
-from backend.engine.slice import Slice
+from backend.engine.slice import Shared, Slice
 from backend.engine.suspects import Suspects
-from backend.settings import EngineSettings
 
 _log = logging.getLogger(__name__)
 
 
-@dataclass(eq=False)
-class Executor:
-    """What all runs of this process share."""
+@dataclass(eq=False, kw_only=True)
+class Executor(Shared):
+    """Takes runs up, each once, and lets them go."""
 
-    sessions: Sessions
-    pool: Any
-    bell: Bell
-    transport: Transport
-    graphs: Graphs
-    library: Library
-    workbenches: Workbenches
     heartbeat: Heartbeat
-    settings: EngineSettings
-    owner: str
-    leftovers: Leftovers | None = None
-    """Clears away the worktrees of a run that ends."""
     leases: dict[UUID, Lease] = field(default_factory=dict)
-    group: GroupCommit = field(init=False)
     _claiming: dict[UUID, bool] = field(default_factory=dict)
     """Runs that are being claimed at this moment, and whether the bell rang again meanwhile."""
     _leaving: str | None = None
     """Why no run is to be driven any more; a run that is being claimed when all others hold must hold as well."""
     _suspects: Suspects = field(default_factory=Suspects)
-
-    def __post_init__(self) -> None:
-        """Let all runs of this process commit together."""
-        self.group = GroupCommit(self.pool)
 
     async def execute(self, run_id: UUID) -> None:
         """Take a run up and drive it to its end, to a question, a request or the end of the slice.

@@ -11,9 +11,9 @@ import json
 import logging
 import time
 from collections.abc import Callable, Collection, Coroutine, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import UUID
 
 from langgraph.errors import GraphDrained, GraphRecursionError
@@ -21,7 +21,7 @@ from langgraph.types import Command
 
 from backend import metrics
 from backend.adapters.crashes import crash_point
-from backend.adapters.db.checkpointer import LeaseLost, RunSaver
+from backend.adapters.db.checkpointer import GroupCommit, LeaseLost, RunSaver
 from backend.adapters.db.checkpointer.retention import thin
 from backend.adapters.db.engine import Sessions
 from backend.adapters.db.projection import Rows
@@ -33,13 +33,14 @@ from backend.domain.run import RunStatus
 from backend.engine import claims
 from backend.engine.claiming import Claimed
 from backend.engine.claims import interrupt_key
-from backend.engine.context import Seats, context_of
-from backend.engine.journal import Books, warn_of_time
+from backend.engine.context import Seats, Workbenches, context_of
+from backend.engine.journal import Books, Transport, warn_of_time
 from backend.engine.leases import BEFORE_THE_NEXT_CALL, Lease
+from backend.engine.leftovers import Leftovers
+from backend.engine.loader import Graphs
+from backend.engine.prompts import Library
 from backend.errors import CompanyError, LimitReached
-
-if TYPE_CHECKING:
-    from backend.engine.executor import Executor
+from backend.settings import EngineSettings
 
 _log = logging.getLogger(__name__)
 STOP_SECONDS = 2.0
@@ -58,11 +59,36 @@ class _End:
     message: str
 
 
+@dataclass(eq=False, kw_only=True)
+class Shared:
+    """What all runs of a process share."""
+
+    sessions: Sessions
+    pool: Any
+    bell: Bell
+    transport: Transport
+    graphs: Graphs
+    library: Library
+    workbenches: Workbenches
+    settings: EngineSettings
+    owner: str
+    leftovers: Leftovers | None = None
+    """Clears away the worktrees of a run that ends."""
+    group: GroupCommit = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Let all runs of this process commit together."""
+        self.group = GroupCommit(self.pool)
+
+    async def got_on(self, run_id: UUID) -> None:
+        """A run finished a node, or left."""
+
+
 class Slice:
     """One worker's turn at one run."""
 
-    def __init__(self, executor: Executor, claimed: Claimed, lease: Lease) -> None:
-        self._executor, self._claimed, self._lease = executor, claimed, lease
+    def __init__(self, shared: Shared, claimed: Claimed, lease: Lease) -> None:
+        self._shared, self._claimed, self._lease = shared, claimed, lease
         self._began = time.monotonic()
         # A worker may have died between asking and waiting; a fork may begin with a question that is open.
         self._asked = claimed.asks
@@ -73,13 +99,13 @@ class Slice:
         self._superstep_began = time.monotonic()
         run_id = claimed.facts.run_id
         self._books = Books(
-            pool=executor.pool,
+            pool=shared.pool,
             lease=lease,
             config=claimed.facts.config,
-            transport=executor.transport,
-            instance=executor.owner,
+            transport=shared.transport,
+            instance=shared.owner,
             wake=self._wake,
-            say=partial(executor.bell.say, run_id),
+            say=partial(shared.bell.say, run_id),
             degraded=claimed.degraded,
         )
         self._run_id = run_id
@@ -98,7 +124,7 @@ class Slice:
 
     def _timers(self) -> list[asyncio.TimerHandle]:
         loop = asyncio.get_running_loop()
-        timers = [loop.call_later(self._executor.settings.slice_seconds, self._lease.hold, "slice")]
+        timers = [loop.call_later(self._shared.settings.slice_seconds, self._lease.hold, "slice")]
         left, limit = self._claimed.seconds_left, self._claimed.limit_seconds
         if left is not None and limit is not None:
             timers.append(loop.call_later(max(0.0, left), self._lease.hold, "seconds"))
@@ -156,7 +182,7 @@ class Slice:
             if lease.reason in CUTTING or lease.reason == "pause_now":
                 return Held(str(lease.reason))
             if lease.reason == "shutdown" and patience is None:
-                patience = time.monotonic() + self._executor.settings.shutdown_seconds
+                patience = time.monotonic() + self._shared.settings.shutdown_seconds
             if patience is not None and time.monotonic() >= patience:
                 return Held("shutdown")
             waiter = asyncio.ensure_future(lease.changed.wait())
@@ -166,23 +192,23 @@ class Slice:
         return None if driving.cancelled() else driving.exception()
 
     async def _stream(self) -> None:
-        claimed, executor = self._claimed, self._executor
+        claimed, shared = self._claimed, self._shared
         facts = claimed.facts
-        spec = executor.graphs.find(claimed.graph, claimed.graph_version)
-        prompts = await executor.library.open(claimed.pins)
-        bench = await executor.workbenches(facts)
+        spec = shared.graphs.find(claimed.graph, claimed.graph_version)
+        prompts = await shared.library.open(claimed.pins)
+        bench = await shared.workbenches(facts)
         self._seats = seats = Seats(self._books, bench)
         saver = RunSaver(
-            executor.pool,
+            shared.pool,
             self._lease.fence,
             visits=seats.visits,
             holding=lambda: self._lease.control.drain_requested,
             committed=self._committed,
-            instance=executor.owner,
+            instance=shared.owner,
             begun=self._begun,
-            group=executor.group,
+            group=shared.group,
         )
-        graph = executor.graphs.compiled(spec.name, spec.version).copy(
+        graph = shared.graphs.compiled(spec.name, spec.version).copy(
             {"checkpointer": saver, "step_timeout": float(facts.config.limits.node_seconds)}
         )
         config = {
@@ -231,8 +257,8 @@ class Slice:
             elif event_type == "gate.decided":
                 metrics.gate_decided(str(payload.get("gate")), str(payload.get("decision")))
         self._mark_superstep()
-        if self._claimed.claims > self._executor.settings.trusted_claims:
-            self._later(self._executor.got_on(self._run_id))
+        if self._claimed.claims > self._shared.settings.trusted_claims:
+            self._later(self._shared.got_on(self._run_id))
         if rows.questions:
             self._asked = True
             self._lease.hold("question")
@@ -246,10 +272,10 @@ class Slice:
         self._superstep_began = time.monotonic()
         # LangGraph's own step timeout comes first; a node that blocks the loop loses its lease some seconds later.
         limit = self._claimed.facts.config.limits.node_seconds
-        self._lease.node_until = self._superstep_began + limit + self._executor.settings.lease_seconds
+        self._lease.node_until = self._superstep_began + limit + self._shared.settings.lease_seconds
 
     def _wake(self) -> None:
-        self._later(self._executor.bell.wake(self._run_id))
+        self._later(self._shared.bell.wake(self._run_id))
 
     def _later(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.ensure_future(work)
@@ -356,16 +382,16 @@ class Slice:
         metrics.run_ended(status)
         _log.info("The run has ended as %s.", status)
         if self._claimed.facts.config.retention.checkpoints == "thin":
-            await thin(self._executor.pool, self._run_id)
-        await self._executor.bell.wake(self._run_id)
-        if self._executor.leftovers is not None:
-            await self._executor.leftovers.remove(self._run_id)
+            await thin(self._shared.pool, self._run_id)
+        await self._shared.bell.wake(self._run_id)
+        if self._shared.leftovers is not None:
+            await self._shared.leftovers.remove(self._run_id)
 
     def _who(self) -> tuple[Sessions, Bell, UUID, int]:
-        return self._executor.sessions, self._executor.bell, self._run_id, self._lease.fence.epoch
+        return self._shared.sessions, self._shared.bell, self._run_id, self._lease.fence.epoch
 
     def _ttl(self) -> Mapping[str, Any]:
-        return {"lease_seconds": self._executor.settings.lease_seconds}
+        return {"lease_seconds": self._shared.settings.lease_seconds}
 
 
 def _end_of(why: BaseException, node_seconds: int) -> _End:
