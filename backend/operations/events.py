@@ -30,19 +30,9 @@ def record(
     source: str = "api",
 ) -> Event:
     """Add the run's next event. The caller holds the row lock of `run` (`runs.get(..., lock=True)`)."""
-    event = numbered(run, event_type, payload, source=source)
-    session.add(event)
-    wake_after_commit(session, run.id)
-    return event
-
-
-def numbered(
-    run: ProjectRun, event_type: str, payload: Mapping[str, Any] | None = None, *, source: str = "api"
-) -> Event:
-    """The run's next event, which the caller adds when the run's row is there."""
     assert event_type in EVENT_TYPES, event_type
     run.event_seq += 1
-    return Event(
+    event = Event(
         tenant_id=run.tenant_id,
         project_id=run.project_id,
         run_id=run.id,
@@ -53,6 +43,9 @@ def numbered(
         correlation_id=run.correlation_id,
         payload=dict(payload or {}),
     )
+    session.add(event)
+    wake_after_commit(session, run.id)
+    return event
 
 
 def record_for_project(

@@ -23,14 +23,14 @@ from backend.errors import Conflict, Fault, Invalid, NotFound
 from backend.operations import events, runs
 
 CREATED = "run.created"
-_OF_PROJECT = {"project": bindparam("project", type_=Uuid()), "tenant": bindparam("tenant", type_=Uuid())}
+_TENANT = bindparam("tenant", type_=Uuid())
 _PROJECT = (
     select(*Project.__table__.c)
-    .where(Project.id == _OF_PROJECT["project"], Project.tenant_id == _OF_PROJECT["tenant"])
+    .where(Project.id == bindparam("project", type_=Uuid()), Project.tenant_id == _TENANT)
     .with_for_update(key_share=True)
 )
 _TEMPLATE = select(ProjectTemplate.graph, ProjectTemplate.config_patch).where(
-    ProjectTemplate.tenant_id == _OF_PROJECT["tenant"],
+    ProjectTemplate.tenant_id == _TENANT,
     ProjectTemplate.slug == bindparam("slug", type_=Text()),
     ProjectTemplate.version == bindparam("version"),
 )

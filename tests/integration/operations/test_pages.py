@@ -45,7 +45,8 @@ async def test_a_list_is_the_same_both_ways(
     for wanted in (PageRequest(limit=3, cursor=first.next_cursor), PageRequest(limit=3, skip=1)):
         page = await runs.LISTED.page(session, wanted, *where)
         assert page.items == await by_mapper(session, runs.LISTED, wanted, where)
-    assert len(runs.LISTED._texts) > 0, "no list went to the driver as it is"  # noqa: SLF001 - else both are the mapper's
+    directly = await runs.LISTED._directly(session, where, {"limit": 2, "skip": 0})  # noqa: SLF001 - else both are the mapper's
+    assert directly == list(first.items), "the list did not go to the driver as it is"
 
 
 async def test_what_is_no_plain_comparison_is_asked_by_the_mapper_and_refusals_are_the_same(
