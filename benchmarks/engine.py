@@ -37,6 +37,7 @@ from backend.domain.comment import CommentType
 from backend.domain.role import Role
 from backend.domain.run import RunStatus
 from backend.domain.task import TaskKind
+from backend.engine.driving import drive
 from backend.engine.embedded import Stack
 from backend.settings import Settings
 from benchmarks.states import NODES, SHAPES, Shape, merge, text
@@ -208,13 +209,8 @@ class Ours(Rows):
 
     async def run(self, identity: Any, number: int) -> None:
         saver = RunSaver(self.pool, Fence(identity[0], 1), instance="bench", begun=False, group=self.group)
-        graph = self.graph.copy({"checkpointer": saver})
         config: Any = {"configurable": {"thread_id": str(identity[0])}}
-        # As the executor drives a graph: what nodes return is read by nobody but the saver.
-        async for _ in graph.astream(
-            self.shape.begin(number), config, durability="sync", stream_mode="updates", output_keys=[]
-        ):
-            pass
+        await drive(self.graph, saver, self.shape.begin(number), config)
 
 
 class Floor(Rows):

@@ -10,14 +10,14 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Callable, Collection, Coroutine, Mapping
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 from uuid import UUID
 
 from langgraph.errors import GraphDrained, GraphRecursionError
-from langgraph.types import Command
+from langgraph.types import Command, Interrupt
 
 from backend import metrics
 from backend.adapters.crashes import crash_point
@@ -34,6 +34,7 @@ from backend.engine import claims
 from backend.engine.claiming import Claimed
 from backend.engine.claims import interrupt_key
 from backend.engine.context import Seats, Workbenches, context_of
+from backend.engine.driving import drive
 from backend.engine.journal import Books, Transport, warn_of_time
 from backend.engine.leases import BEFORE_THE_NEXT_CALL, Lease
 from backend.engine.leftovers import Leftovers
@@ -96,7 +97,7 @@ class Slice:
         self._ended: RunStatus | None = None
         self._interrupts: dict[str, str] = {}
         self._seats: Seats | None = None
-        self._superstep_began = time.monotonic()
+        self._superstep_began = self._superstep_until = time.monotonic()
         run_id = claimed.facts.run_id
         self._books = Books(
             pool=shared.pool,
@@ -145,6 +146,7 @@ class Slice:
             return Held(str(lease.reason))
         if self._asked:
             return None
+        self._mark_superstep()
         driving = asyncio.create_task(self._stream())
         try:
             return await self._watch(driving)
@@ -183,10 +185,13 @@ class Slice:
                 return Held(str(lease.reason))
             if lease.reason == "shutdown" and patience is None:
                 patience = time.monotonic() + self._shared.settings.shutdown_seconds
-            if patience is not None and time.monotonic() >= patience:
+            now = time.monotonic()
+            if patience is not None and now >= patience:
                 return Held("shutdown")
+            if now >= self._superstep_until:
+                return TimeoutError("A node took longer than it may.")
             waiter = asyncio.ensure_future(lease.changed.wait())
-            left = None if patience is None else max(0.0, patience - time.monotonic())
+            left = min(self._superstep_until, patience or self._superstep_until) - now
             await asyncio.wait({driving, waiter}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
             waiter.cancel()
         return None if driving.cancelled() else driving.exception()
@@ -204,12 +209,10 @@ class Slice:
             visits=seats.visits,
             holding=lambda: self._lease.control.drain_requested,
             committed=self._committed,
+            interrupted=self._interrupted,
             instance=shared.owner,
             begun=self._begun,
             group=shared.group,
-        )
-        graph = shared.graphs.compiled(spec.name, spec.version).copy(
-            {"checkpointer": saver, "step_timeout": float(facts.config.limits.node_seconds)}
         )
         config = {
             "configurable": {"thread_id": str(self._run_id), "run_id": str(self._run_id)},
@@ -219,17 +222,11 @@ class Slice:
         begin = await self._input(saver, config, spec.initial_state)
         self._mark_superstep()
         context = context_of(facts, seats, bench, prompts, claimed.answers, claimed.waived)
-        async for chunk in graph.astream(
-            begin,
-            config,
-            context=context,
-            durability="sync",
-            stream_mode="updates",
-            output_keys=[],  # What nodes return is read by the saver alone.
-            control=self._lease.control,
-        ):
-            for interrupt in chunk.get("__interrupt__", ()) if isinstance(chunk, dict) else ():
-                self._interrupts[interrupt.id] = _as_text(interrupt.value)
+        compiled = shared.graphs.compiled(spec.name, spec.version)
+        await drive(compiled, saver, begin, config, context=context, control=self._lease.control)
+
+    def _interrupted(self, interrupts: Sequence[Interrupt]) -> None:
+        self._interrupts |= {interrupt.id: _as_text(interrupt.value) for interrupt in interrupts}
 
     async def _input(
         self, saver: RunSaver, config: Any, initial: Callable[[Any], dict[str, Any]]
@@ -256,7 +253,8 @@ class Slice:
                 metrics.node_finished(self._claimed.graph, payload["node"], now - self._superstep_began)
             elif event_type == "gate.decided":
                 metrics.gate_decided(str(payload.get("gate")), str(payload.get("decision")))
-        self._mark_superstep()
+        if rows.ends_superstep:
+            self._mark_superstep()
         if self._claimed.claims > self._shared.settings.trusted_claims:
             self._later(self._shared.got_on(self._run_id))
         if rows.questions:
@@ -270,9 +268,10 @@ class Slice:
 
     def _mark_superstep(self) -> None:
         self._superstep_began = time.monotonic()
-        # LangGraph's own step timeout comes first; a node that blocks the loop loses its lease some seconds later.
-        limit = self._claimed.facts.config.limits.node_seconds
-        self._lease.node_until = self._superstep_began + limit + self._shared.settings.lease_seconds
+        # Not LangGraph's own step timeout, with which it makes a task, a future and a timer for each node.
+        self._superstep_until = self._superstep_began + self._claimed.facts.config.limits.node_seconds
+        # A node that blocks the loop loses its lease some seconds later.
+        self._lease.node_until = self._superstep_until + self._shared.settings.lease_seconds
 
     def _wake(self) -> None:
         self._later(self._shared.bell.wake(self._run_id))

@@ -77,6 +77,7 @@ class Rows:
     events: list[tuple[str, Row]] = field(default_factory=list)
     following: list[str] = field(default_factory=list)
     """The nodes that start when this is committed."""
+    ends_superstep: bool = False
     progress: int | None = None
     end: Row | None = None
 

@@ -24,7 +24,8 @@ from langgraph.checkpoint.base import (
     CheckpointTuple,
     get_serializable_checkpoint_metadata,
 )
-from langgraph.checkpoint.serde.types import ERROR
+from langgraph.checkpoint.serde.types import ERROR, INTERRUPT
+from langgraph.types import Interrupt
 
 from backend.adapters.crashes import crash_point
 from backend.adapters.db import commit
@@ -69,8 +70,9 @@ class RunSaver(BaseCheckpointSaver[int]):
 
     `visits` maps LangGraph's task ids to the visits whose nodes took a seat; `holding` says that the run will hold at
     the next node edge; `begun` is False when the run is known to have no checkpoint yet; `committed` is called after
-    each commit; `group` is shared with the other runs of the process. Each commit raises `LeaseLost` when the run has
-    another owner, `Invalid` when state or effects cannot be stored, `Unavailable` when the database stays away.
+    each commit, `interrupted` when a node waits for an answer; `group` is shared with the other runs of the process.
+    Each commit raises `LeaseLost` when the run has another owner, `Invalid` when state or effects cannot be stored,
+    `Unavailable` when the database stays away.
     """
 
     def __init__(
@@ -81,6 +83,7 @@ class RunSaver(BaseCheckpointSaver[int]):
         visits: Mapping[str, Visit] | None = None,
         holding: Callable[[], bool] = lambda: False,
         committed: Callable[[Rows], None] = lambda rows: None,
+        interrupted: Callable[[Sequence[Interrupt]], None] = lambda interrupts: None,
         instance: str = "",
         begun: bool = True,
         group: GroupCommit | None = None,
@@ -92,6 +95,7 @@ class RunSaver(BaseCheckpointSaver[int]):
         self._visits = visits if visits is not None else {}
         self._holding = holding
         self._committed = committed
+        self._interrupted = interrupted
         self._instance = instance
         self._begun = begun
         self._tails: dict[tuple[str, str], Tail] = {}
@@ -111,6 +115,9 @@ class RunSaver(BaseCheckpointSaver[int]):
             return
         if self._fence is None or special:
             await self._commit_writes(config, writes, task_id, task_path, Rows())
+            for channel, value in writes:
+                if channel == INTERRUPT:
+                    self._interrupted(value)
             return
         visit = self._finished(thread, namespace, task_id, task_path, writes)
         if visit.node == _INPUT and not namespace:
@@ -251,6 +258,7 @@ class RunSaver(BaseCheckpointSaver[int]):
         if self._fence is None:
             return Rows()
         projection = Projection(self._fence.run_id)
+        projection.rows.ends_superstep = True
         for visit in visits:
             if visit.node != _INPUT:
                 projection.add(visit)
