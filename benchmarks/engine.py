@@ -37,7 +37,7 @@ from backend.domain.comment import CommentType
 from backend.domain.role import Role
 from backend.domain.run import RunStatus
 from backend.domain.task import TaskKind
-from backend.engine.driving import drive
+from backend.engine.driving import drive, prepare
 from backend.engine.embedded import Stack
 from backend.settings import Settings
 from benchmarks.states import NODES, SHAPES, Shape, merge, text
@@ -204,7 +204,7 @@ class Ours(Rows):
 
     async def open(self, url: str) -> None:
         self.pool = await open_pool(url, size=10)
-        self.graph = build(self.shape, effects=True).compile()
+        self.graph = prepare(build(self.shape, effects=True).compile())
         self.group = GroupCommit(self.pool)
 
     async def run(self, identity: Any, number: int) -> None:

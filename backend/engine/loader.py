@@ -13,6 +13,7 @@ from typing import Any
 
 from backend.domain.graph import GraphSpec
 from backend.domain.role import Role
+from backend.engine.driving import prepare
 from backend.errors import Invalid, Unavailable
 
 GROUP = "company.graphs"
@@ -66,7 +67,7 @@ class Graphs:
         """The compiled graph, without a checkpointer; the same object for every run."""
         key = (name, version)
         if key not in self._compiled:
-            self._compiled[key] = self.find(name, version).build().compile()
+            self._compiled[key] = prepare(self.find(name, version).build().compile())
         return self._compiled[key]
 
     def shape(self, name: str, version: str) -> dict[str, Any]:

@@ -120,30 +120,31 @@ async def test_a_commit_that_is_cancelled_on_its_way_is_over_before_its_run_goes
     assert await runs.story(fence.run_id) == await runs.story(whole.run_id)
 
 
-class Cancelling:
-    """A pool that cancels a run in the very turn in which the answer to the statement that it shares arrives."""
+class Cancelling(asyncpg.Connection):  # type: ignore[misc]  # asyncpg ships no types
+    """A connection that cancels a run in the very turn in which the answer to the statement that it shares arrives."""
 
-    def __init__(self, pool: Any) -> None:
-        self.pool = pool
-        self.victim: asyncio.Task[None] | None = None
+    victim: ClassVar[asyncio.Task[None] | None] = None
 
-    async def fetch(self, query: str, *args: Any) -> Any:
-        answer = await self.pool.fetch(query, *args)
-        if self.victim is not None and isinstance(args[0], list):
-            self.victim.cancel()
-            self.victim = None
+    async def fetch(self, query: str, *args: Any, **options: Any) -> Any:
+        answer = await super().fetch(query, *args, **options)
+        if Cancelling.victim is not None and args and isinstance(args[0], list):
+            Cancelling.victim.cancel()
+            Cancelling.victim = None
         return answer
 
 
-async def test_a_run_that_is_cancelled_as_its_commit_arrives_takes_no_other_with_it(runs: Runs) -> None:
+async def test_a_run_that_is_cancelled_as_its_commit_arrives_takes_no_other_with_it(
+    runs: Runs, database_url: str
+) -> None:
     fences = [await runs.leased() for _ in range(MANY)]
-    pool = Cancelling(runs.pool)
-    group = GroupCommit(pool, flights=1)
-    driven = [asyncio.create_task(runs.drive(fence, build(), group=group)) for fence in fences]
-    # The first to queue leaves alone; the second is in the first statement that is shared.
-    pool.victim = driven[1]
-    async with asyncio.timeout(60):
-        ends = await asyncio.gather(*driven, return_exceptions=True)
+    async with asyncpg.create_pool(database_url, connection_class=Cancelling, min_size=1, max_size=4) as pool:
+        group = GroupCommit(pool, flights=1)
+        driven = [asyncio.create_task(runs.drive(fence, build(), group=group)) for fence in fences]
+        # The first to queue leaves alone; the second is in the first statement that is shared.
+        Cancelling.victim = driven[1]
+        async with asyncio.timeout(60):
+            ends = await asyncio.gather(*driven, return_exceptions=True)
+    assert Cancelling.victim is None
     assert [type(end) for end in ends] == [asyncio.CancelledError if n == 1 else type(None) for n in range(MANY)]
     await runs.drive(await runs.claim(fences[1].run_id), build())
     whole = await runs.story((await runs.leased_twin(build())).run_id)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +19,7 @@ from backend.adapters.db.checkpointer.sending import LOST_CONNECTION
 from backend.adapters.db.commit import Next, save_next
 
 _log = logging.getLogger(__name__)
+_REST_SECONDS = 0.05
 _MOST = 16
 """Commits in one statement: none waits long for the others' rows, and while some runs commit, the others compute."""
 
@@ -33,8 +35,7 @@ class _Queued:
     def land(self, written: bool) -> None:
         """Tell the outcome to whoever still waits for it."""
         self.landed = True
-        if not self.written.done():
-            self.written.set_result(written)
+        _settle(self.written, written)
 
 
 @dataclass(eq=False)
@@ -45,6 +46,7 @@ class GroupCommit:
     flights: int = 2
     _queue: deque[_Queued] = field(default_factory=deque)
     _flying: set[asyncio.Task[None]] = field(default_factory=set)
+    _resting: list[asyncio.Future[bool]] = field(default_factory=list)
 
     async def commit(self, one: Next, *, instance: str) -> bool:
         """Write a commit; False when it has to be tried by itself, to find out why the shared statement left it out.
@@ -71,7 +73,12 @@ class GroupCommit:
         return len(self._queue)
 
     def _set_off(self) -> None:
-        if self._queue and len(self._flying) < self.flights:
+        if not self._queue:
+            return
+        while self._resting:
+            if _settle(self._resting.pop(), True):
+                return
+        if len(self._flying) < self.flights:
             flight = asyncio.ensure_future(self._fly())
             self._flying.add(flight)
             flight.add_done_callback(self._landed)
@@ -83,17 +90,45 @@ class GroupCommit:
         self._set_off()
 
     async def _fly(self) -> None:
-        while self._queue:
-            batch = self._take()
-            written: frozenset[int] = frozenset()
-            try:
-                written = await self._send(batch)
-            except (asyncpg.PostgresError, *LOST_CONNECTION) as error:
-                # One of them is refused, or the connection is gone: each finds out by itself.
-                _log.info("A shared commit of %s runs failed, each goes by itself: %s", len(batch), error)
-            finally:
-                for n, queued in enumerate(batch, 1):
-                    queued.land(n in written)
+        """Send what is queued, and what comes soon after: to take a connection from the pool costs a tenth of a node."""
+        try:
+            async with self.pool.acquire() as connection:
+                while True:
+                    if self._queue:
+                        await self._send(connection)
+                    elif not await self._rest():
+                        return
+        except BaseException as error:
+            while self._queue:
+                _land(self._take(), frozenset())
+            if not isinstance(error, LOST_CONNECTION):
+                raise
+
+    async def _rest(self) -> bool:
+        """Wait a moment for another commit; False when none came, or when others could need the connection."""
+        if self.pool.get_max_size() <= 2 * self.flights:
+            return False
+        called: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        timer = called.get_loop().call_later(_REST_SECONDS, _settle, called, False)
+        self._resting.append(called)
+        try:
+            return await called
+        finally:
+            timer.cancel()
+
+    async def _send(self, connection: Any) -> None:
+        batch = self._take()
+        written: frozenset[int] = frozenset()
+        try:
+            text, args = save_next([queued.one for queued in batch], instance=batch[0].instance)
+            written = frozenset(row["n"] for row in await connection.fetch(text, *args))
+        except (asyncpg.PostgresError, *LOST_CONNECTION) as error:
+            # One of them is refused, or the connection is gone: each finds out by itself.
+            _log.info("A shared commit of %s runs failed, each goes by itself: %s", len(batch), error)
+            if isinstance(error, LOST_CONNECTION):
+                raise
+        finally:
+            _land(batch, written)
 
     def _take(self) -> list[_Queued]:
         """The first commits of the queue that end alike, in order."""
@@ -109,7 +144,16 @@ class GroupCommit:
             queued.sent = True
         return batch
 
-    async def _send(self, batch: list[_Queued]) -> frozenset[int]:
-        text, args = save_next([queued.one for queued in batch], instance=batch[0].instance)
-        rows = await self.pool.fetch(text, *args)
-        return frozenset(row["n"] for row in rows)
+
+def _settle(future: asyncio.Future[bool], result: bool) -> bool:
+    """Give a future its result; False when nobody waits for it any more."""
+    if future.done():
+        return False
+    future.set_result(result)
+    return True
+
+
+def _land(batch: Iterable[_Queued], written: Collection[int]) -> None:
+    """Tell the commits of a statement, by their places in it, whether they were written."""
+    for n, queued in enumerate(batch, 1):
+        queued.land(n in written)

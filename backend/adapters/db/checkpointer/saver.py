@@ -188,7 +188,8 @@ class RunSaver(BaseCheckpointSaver[int]):
             one.taken = done
         try:
             # A checkpoint says that all tasks of its superstep are done, so their own commits come first.
-            await asyncio.gather(*superstep.committing)
+            if superstep.committing:
+                await asyncio.gather(*superstep.committing)
             await self._commit_checkpoint(config, checkpoint, metadata, new_versions, [one.visit for one in waiting])
         except BaseException as error:
             if waiting:
