@@ -28,6 +28,7 @@ from langgraph.graph import END, START, StateGraph
 from psycopg.rows import dict_row
 from psycopg_pool import AsyncConnectionPool
 
+from backend import loops
 from backend.adapters.db import migrate
 from backend.adapters.db.checkpointer import GroupCommit, RunSaver
 from backend.adapters.db.commit import Fence
@@ -454,7 +455,7 @@ def main(argv: list[str] | None = None, run: Callable[..., Awaitable[dict[str, F
             url = held.enter_context(Stack.start(Settings(home=Path(home)))).database_url
         for name, shape in SHAPES.items():
             if asked.state in {name, "both"}:
-                found = asyncio.run(run(url, shape, asked.rounds, asked.single, asked.many, asked.at_once))
+                found = loops.run(run(url, shape, asked.rounds, asked.single, asked.many, asked.at_once))
                 print(table(found, shape.title, asked.at_once), end="\n\n", flush=True)
     print(NOTES)
 

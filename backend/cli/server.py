@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 
 import uvicorn
 
-from backend import logs
+from backend import logs, loops
 from backend.adapters import vitals
 from backend.adapters.bus import Followers
 from backend.adapters.db.engine import connect, sessions_of
@@ -70,7 +69,7 @@ def serve(settings: Settings) -> None:
         timeout_graceful_shutdown=5,
         timeout_keep_alive=30,
     )
-    asyncio.run(uvicorn.Server(config).serve())
+    loops.run(uvicorn.Server(config).serve())
 
 
 def main() -> None:

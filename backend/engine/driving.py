@@ -22,10 +22,17 @@ class _Untraced(Runnable[Any, Any]):
         self._writers = writers
 
     def invoke(self, input: Any, config: RunnableConfig | None = None, **options: Any) -> Any:  # noqa: A002 - its name
-        """Refuse: runs are driven by their worker's event loop."""
-        raise NotImplementedError("Nodes run on the event loop of their worker; use `ainvoke`.")
+        """The same without an event loop, which LangGraph asks of every runnable."""
+        told = var_child_runnable_config.set(config)
+        try:
+            output = self._bound.invoke(input, config, **options)
+        finally:
+            var_child_runnable_config.reset(told)
+        for writer in self._writers:
+            output = writer.invoke(output, config)
+        return output
 
-    async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **options: Any) -> Any:  # noqa: A002
+    async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **options: Any) -> Any:  # noqa: A002 - so
         """Run the node, then its writers; what the node calls finds the config in the context."""
         told = var_child_runnable_config.set(config)
         try:

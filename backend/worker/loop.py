@@ -15,6 +15,7 @@ from uuid import UUID, uuid4
 import asyncpg
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from backend import loops
 from backend.adapters import crashes, vitals
 from backend.adapters.bus import Waker
 from backend.adapters.crashes import crash_point
@@ -45,7 +46,7 @@ class LoopThread:
     def __init__(self, settings: Settings, bell: CeleryBell, waker: Waker) -> None:
         self.name = f"{socket.gethostname()}/{os.getpid()}/{uuid4().hex[:6]}"
         self._settings, self._bell, self._waker = settings, bell, waker
-        self._loop = asyncio.new_event_loop()
+        self._loop = loops.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="loop", daemon=True)
         self._ready = threading.Event()
         self._leaving = False

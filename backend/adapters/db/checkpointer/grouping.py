@@ -86,23 +86,20 @@ class GroupCommit:
     def _landed(self, flight: asyncio.Task[None]) -> None:
         self._flying.discard(flight)
         if not flight.cancelled() and (error := flight.exception()) is not None:
-            _log.error("A shared commit failed in an unforeseen way, each goes by itself.", exc_info=error)
+            if not isinstance(error, LOST_CONNECTION):
+                _log.error("Shared commits failed in an unforeseen way, each goes by itself.", exc_info=error)
+            while self._queue:
+                _land(self._take(), frozenset())
         self._set_off()
 
     async def _fly(self) -> None:
-        """Send what is queued, and what comes soon after: to take a connection from the pool costs a tenth of a node."""
-        try:
-            async with self.pool.acquire() as connection:
-                while True:
-                    if self._queue:
-                        await self._send(connection)
-                    elif not await self._rest():
-                        return
-        except BaseException as error:
-            while self._queue:
-                _land(self._take(), frozenset())
-            if not isinstance(error, LOST_CONNECTION):
-                raise
+        """Send what is queued and what comes soon after: a connection from the pool costs a tenth of a node's time."""
+        async with self.pool.acquire() as connection:
+            while True:
+                if self._queue:
+                    await self._send(connection)
+                elif not await self._rest():
+                    return
 
     async def _rest(self) -> bool:
         """Wait a moment for another commit; False when none came, or when others could need the connection."""
