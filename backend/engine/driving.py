@@ -23,25 +23,34 @@ class _Untraced(Runnable[Any, Any]):
 
     def invoke(self, input: Any, config: RunnableConfig | None = None, **options: Any) -> Any:  # noqa: A002 - its name
         """The same without an event loop, which LangGraph asks of every runnable."""
-        told = var_child_runnable_config.set(config)
+        inner = _inner(config)
+        told = var_child_runnable_config.set(inner)
         try:
-            output = self._bound.invoke(input, config, **options)
+            output = self._bound.invoke(input, inner, **options)
         finally:
             var_child_runnable_config.reset(told)
         for writer in self._writers:
-            output = writer.invoke(output, config)
+            output = writer.invoke(output, inner)
         return output
 
     async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **options: Any) -> Any:  # noqa: A002 - so
         """Run the node, then its writers; what the node calls finds the config in the context."""
-        told = var_child_runnable_config.set(config)
+        inner = _inner(config)
+        told = var_child_runnable_config.set(inner)
         try:
-            output = await self._bound.ainvoke(input, config, **options)
+            output = await self._bound.ainvoke(input, inner, **options)
         finally:
             var_child_runnable_config.reset(told)
         for writer in self._writers:
-            output = await writer.ainvoke(output, config)
+            output = await writer.ainvoke(output, inner)
         return output
+
+
+def _inner(config: RunnableConfig | None) -> RunnableConfig:
+    """The config for what is in a node: the name in it is the node's own."""
+    inner = RunnableConfig() if config is None else config.copy()
+    inner.pop("run_name", None)
+    return inner
 
 
 def prepare(compiled: Any) -> Any:

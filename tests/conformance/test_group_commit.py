@@ -11,7 +11,7 @@ import pytest
 from backend.adapters.db.checkpointer import GroupCommit, LeaseLost
 from backend.domain import effect
 from backend.errors import Invalid
-from tests.conformance.conftest import Runs, build, plan, work
+from tests.conformance.conftest import Runs, build, decide, plan, work
 
 MANY = 12
 
@@ -156,3 +156,25 @@ async def _waits_for_a_lock(runs: Runs) -> None:
     async with asyncio.timeout(30):
         while not await runs.rows("SELECT 1 FROM pg_locks WHERE NOT granted"):
             await asyncio.sleep(0.01)
+
+
+async def test_a_connection_that_died_between_two_commits_costs_nobody_anything(runs: Runs) -> None:
+    group = GroupCommit(runs.pool, flights=1)
+    killed: list[int] = []
+
+    async def kill(state: Any) -> Any:
+        # The flight rests over its connection while this node runs: the last statement on it was a shared commit.
+        found = await runs.rows(
+            "SELECT pid, pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database()"
+            " AND query LIKE 'WITH given%' AND state = 'idle' AND pid <> pg_backend_pid()"
+        )
+        killed.extend(pid for pid, _ in found)
+        return decide(state)
+
+    fence = await runs.leased()
+    await runs.drive(fence, build(decide=kill), group=group)
+    assert killed
+    await runs.drive(await runs.leased(), build(), group=group)
+    whole = await runs.story((await runs.leased_twin(build())).run_id)
+    assert await runs.story(fence.run_id) == whole
+    assert await runs.rows("SELECT DISTINCT status FROM project_runs") == [("COMPLETED",)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from decimal import Decimal
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -214,6 +215,24 @@ async def test_a_node_that_takes_too_long_fails_the_run(company: Company) -> Non
     row = await company.row(run_id)
     assert (row["status"], row["stop_reason"]) == ("FAILED", "node_timeout")
     assert row["error"] == "A node took longer than the 1 seconds that limits.node_seconds allows; retry the run."
+    await company.check(run_id)
+
+
+async def test_a_node_wins_no_time_by_the_one_beside_it(company: Company) -> None:
+    run_id = await company.run(limits={"node_seconds": 4})
+    answer = company.transport.send
+
+    async def send(choice: Any, request: Any, position: Position, *others: Any) -> Any:
+        if position.node == "work":
+            # The first part is done after a second, and committed; the second one would take five.
+            await asyncio.sleep(0.5 if position.visit % 10 == 0 else 2.5)
+        return await answer(choice, request, position, *others)
+
+    company.transport.send = send  # type: ignore[method-assign]  # one transport of one test
+    await company.executor.execute(run_id)
+    assert (await company.row(run_id))["stop_reason"] == "node_timeout"
+    moved = await company.pool.fetch("SELECT key FROM tasks WHERE status = 'IN_PROGRESS'")
+    assert [row["key"] for row in moved] == ["a"]
     await company.check(run_id)
 
 
