@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Iterator
 from decimal import Decimal
+from functools import lru_cache
 from typing import Any
 
 from pydantic import ValidationError
@@ -21,19 +22,29 @@ from backend.errors import Fault, Invalid
 
 _DEEPEST = 12
 _LARGEST = 256 * 1024
+_MEMORABLE = 16 * 1024
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
 
 def merge(*patches: Patch) -> RunConfig:
     """Return the settings that follow from the defaults and these patches; raises `Invalid` naming every wrong key."""
     _refuse([fault for patch in patches for fault in _not_json(patch, ())])
+    text = json.dumps(patches, default=str)
+    return _remembered(text) if len(text) <= _MEMORABLE else _merged(text)
+
+
+def _merged(text: str) -> RunConfig:
     defaults: dict[str, Any] = RunConfig().model_dump(mode="json")
     merged = defaults
-    for patch in patches:
+    for patch in json.loads(text):
         merged = _over(merged, patch, defaults)
     config = _read(merged)
     _refuse(list(broken_rules(config)))
     return config
+
+
+# Runs of one template mostly share their settings, and nothing changes them.
+_remembered = lru_cache(maxsize=256)(_merged)
 
 
 def snapshot(config: RunConfig) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""How a run of a project begins: one look at the project under its lock, one at its template, a statement that writes.
+"""How a run of a project begins: one look at the project under its lock with its template, and a statement that writes.
 
 A run is started more often than anything else is asked of the API, so its rows are not written by the mapper: the run,
 its first event and the project's pointer to it are made together, and the answer is read from what was made.
@@ -25,14 +25,19 @@ from backend.operations import events, runs
 CREATED = "run.created"
 _TENANT = bindparam("tenant", type_=Uuid())
 _PROJECT = (
-    select(*Project.__table__.c)
+    select(
+        *Project.__table__.c,
+        ProjectTemplate.graph.label("template_graph"),
+        ProjectTemplate.config_patch.label("template_patch"),
+    )
+    .outerjoin(
+        ProjectTemplate,
+        (ProjectTemplate.tenant_id == Project.tenant_id)
+        & (ProjectTemplate.slug == Project.template_slug)
+        & (ProjectTemplate.version == Project.template_version),
+    )
     .where(Project.id == bindparam("project", type_=Uuid()), Project.tenant_id == _TENANT)
-    .with_for_update(key_share=True)
-)
-_TEMPLATE = select(ProjectTemplate.graph, ProjectTemplate.config_patch).where(
-    ProjectTemplate.tenant_id == _TENANT,
-    ProjectTemplate.slug == bindparam("slug", type_=Text()),
-    ProjectTemplate.version == bindparam("version"),
+    .with_for_update(key_share=True, of=Project)
 )
 _GIVEN = (
     "tenant_id",
@@ -110,8 +115,9 @@ async def start(
     if idempotency_key is not None and (again := await _started_with(session, project, idempotency_key)):
         return again
     runs.check_startable(project)
-    template = await _template(session, project)
-    config = merge({"graph": template.graph}, template.config_patch, project.config_patch, patch)
+    if project.template_graph is None:
+        raise NotFound(f"There is no template {project.template_slug} version {project.template_version}.")
+    config = merge({"graph": project.template_graph}, project.template_patch, project.config_patch, patch)
     if found := faults(config, project.brief):
         raise Invalid("The run cannot begin: " + " ".join(fault.message for fault in found), faults=found)
     given: Mapping[str, Any] = {
@@ -134,15 +140,6 @@ async def start(
     started = Started(*(await session.execute(_START, told)).one())
     ring_after_commit(session, started.id)
     return started
-
-
-async def _template(session: AsyncSession, project: Row[Any]) -> Row[Any]:
-    slug, version = project.template_slug, project.template_version
-    asked = {"tenant": project.tenant_id, "slug": slug, "version": version}
-    found = (await session.execute(_TEMPLATE, asked)).one_or_none()
-    if found is None:
-        raise NotFound(f"There is no template {slug} version {version}.")
-    return found
 
 
 async def _started_with(session: AsyncSession, project: Row[Any], key: str) -> Started | None:
