@@ -11,6 +11,7 @@ from __future__ import annotations
 import operator
 from decimal import Decimal
 from enum import StrEnum
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -233,6 +234,11 @@ class RunConfig(Section):
     checks: ChecksConfig = ChecksConfig()
     limits: LimitsConfig = LimitsConfig()
     retention: RetentionConfig = RetentionConfig()
+
+    @cached_property
+    def json_text(self) -> str:
+        """The JSON that a run keeps; money is text, so that not a digit is lost."""
+        return self.model_dump_json()
 
     def role(self, role: Role) -> RoleConfig:
         """The seat of `role`, with defaults where the configuration names none."""

@@ -11,20 +11,34 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Row, Text, Uuid, bindparam, cast, func, insert, literal, literal_column, select, update
+from sqlalchemy import (
+    Row,
+    Select,
+    Text,
+    Uuid,
+    bindparam,
+    cast,
+    func,
+    insert,
+    literal,
+    literal_column,
+    select,
+    update,
+)
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from backend.adapters.db.engine import ring_after_commit
 from backend.adapters.db.tables import Project, ProjectRun, ProjectTemplate, Table
 from backend.domain.config import Patch, RunConfig
 from backend.domain.ids import DEFAULT_TENANT
-from backend.domain.patch import merge, snapshot
+from backend.domain.patch import merge
 from backend.errors import Conflict, Fault, Invalid, NotFound
 from backend.operations import events, runs
 
 CREATED = "run.created"
 _TENANT = bindparam("tenant", type_=Uuid())
-_PROJECT = (
+_PROJECT: Select[Any] = (
     select(
         *Project.__table__.c,
         ProjectTemplate.graph.label("template_graph"),
@@ -63,6 +77,7 @@ def _start() -> Any:
     tables = Table.metadata.tables
     runs_table, events_table, projects_table = tables["project_runs"], tables["events"], tables["projects"]
     given: dict[str, Any] = {name: bindparam(f"run_{name}", type_=runs_table.c[name].type) for name in _GIVEN}
+    given["config_snapshot"] = cast(bindparam("run_config_snapshot", type_=Text()), JSONB)
     given |= {"number": runs.next_number(given["project_id"]), "event_seq": literal(1)}
     run = insert(runs_table).values(given).returning(*runs_table.c).cte("run")
     owned = [run.c.tenant_id, run.c.project_id, run.c.id, run.c.event_seq, run.c.correlation_id]
@@ -109,7 +124,7 @@ async def start(
     says what of a configuration cannot work on this installation (a missing key, an unpriced model). The same
     `idempotency_key` gives the same run again. Raises `Conflict` while another run of the project is on its way.
     """
-    project = (await session.execute(_PROJECT, {"project": project_id, "tenant": tenant_id})).one_or_none()
+    project: Row[Any] | None = (await session.execute(_PROJECT, {"project": project_id, "tenant": tenant_id})).one_or_none()
     if project is None:
         raise NotFound(f"There is no project {project_id}.")
     if idempotency_key is not None and (again := await _started_with(session, project, idempotency_key)):
@@ -128,7 +143,7 @@ async def start(
         "template_slug": project.template_slug,
         "template_version": project.template_version,
         "brief": project.brief,
-        "config_snapshot": snapshot(config),
+        "config_snapshot": config.json_text,
         "limit_tokens": config.budget.tokens,
         "limit_usd": config.budget.usd,
         "limit_seconds": config.budget.seconds,
