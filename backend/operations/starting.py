@@ -124,7 +124,8 @@ async def start(
     says what of a configuration cannot work on this installation (a missing key, an unpriced model). The same
     `idempotency_key` gives the same run again. Raises `Conflict` while another run of the project is on its way.
     """
-    project: Row[Any] | None = (await session.execute(_PROJECT, {"project": project_id, "tenant": tenant_id})).one_or_none()
+    asked = {"project": project_id, "tenant": tenant_id}
+    project: Row[Any] | None = (await session.execute(_PROJECT, asked)).one_or_none()
     if project is None:
         raise NotFound(f"There is no project {project_id}.")
     if idempotency_key is not None and (again := await _started_with(session, project, idempotency_key)):
