@@ -215,7 +215,7 @@ class Slice:
             group=shared.group,
         )
         config = {
-            "configurable": {"thread_id": str(self._run_id), "run_id": str(self._run_id)},
+            "configurable": {"thread_id": str(self._run_id)},
             "recursion_limit": RECURSION_LIMIT,
             "max_concurrency": max(16, facts.config.parallelism),
         }

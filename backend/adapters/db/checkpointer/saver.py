@@ -88,7 +88,7 @@ class RunSaver(BaseCheckpointSaver[int]):
         begun: bool = True,
         group: GroupCommit | None = None,
     ) -> None:
-        super().__init__()
+        # Not `super().__init__()`: it looks at each saver's serializer, which is used by none.
         self._group = group if group is not None else GroupCommit(pool)
         self._pool = pool
         self._fence = fence
@@ -208,7 +208,8 @@ class RunSaver(BaseCheckpointSaver[int]):
         visits: Sequence[Finished],
     ) -> None:
         thread, namespace, parent = place(config)
-        said = get_serializable_checkpoint_metadata(config, metadata)
+        # What the config says of a driven run, its row says better.
+        said = metadata if self._fence else get_serializable_checkpoint_metadata(config, metadata)
         for _ in range(_TRIES):
             tail = await self._tail(thread, namespace, parent)
             following = follow(tail, checkpoint, new_versions, said, leave_out=EFFECTS if self._fence else None)
