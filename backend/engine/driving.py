@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
+from contextlib import nullcontext
+from contextvars import ContextVar
 from typing import Any
 
 from langchain_core.runnables import Runnable, RunnableConfig
@@ -36,13 +39,14 @@ class _Untraced(Runnable[Any, Any]):
     async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **options: Any) -> Any:  # noqa: A002 - so
         """Run the node, then its writers; what the node calls finds the config in the context."""
         inner = _inner(config)
-        told = var_child_runnable_config.set(inner)
-        try:
-            output = await self._bound.ainvoke(input, inner, **options)
-        finally:
-            var_child_runnable_config.reset(told)
-        for writer in self._writers:
-            output = await writer.ainvoke(output, inner)
+        async with _slots.get() or nullcontext():
+            told = var_child_runnable_config.set(inner)
+            try:
+                output = await self._bound.ainvoke(input, inner, **options)
+            finally:
+                var_child_runnable_config.reset(told)
+            for writer in self._writers:
+                output = await writer.ainvoke(output, inner)
         return output
 
 
@@ -63,17 +67,34 @@ def prepare(compiled: Any) -> Any:
     return compiled
 
 
+_slots: ContextVar[asyncio.Semaphore | None] = ContextVar("slots", default=None)
+"""How many nodes of the graph that is driven may run at once."""
+
+
 async def drive(
-    compiled: Any, saver: Any, begin: Any, config: Any, *, context: Any = None, control: RunControl | None = None
+    compiled: Any,
+    saver: Any,
+    begin: Any,
+    config: Any,
+    *,
+    context: Any = None,
+    control: RunControl | None = None,
+    at_once: int = 16,
 ) -> None:
     """Run a graph until it ends, holds at a node edge or fails; what it did is told by nobody but the saver.
 
-    Raises what the graph's nodes and the saver raise, and `GraphDrained` when `control` asked it to hold.
+    Up to `at_once` of its nodes run at the same time. LangGraph's own `max_concurrency` would let the commit of a node
+    that is done wait behind all nodes that have not begun. Raises what the graph's nodes and the saver raise, and
+    `GraphDrained` when `control` asked it to hold.
     """
     # A shallow copy, since LangGraph's own one checks and builds the whole graph again.
     graph = copy.copy(compiled)
     graph.checkpointer = saver
-    async for _ in graph.astream(
-        begin, config, context=context, durability="sync", stream_mode=[], output_keys=[], control=control
-    ):
-        pass
+    limited = _slots.set(asyncio.Semaphore(at_once))
+    try:
+        async for _ in graph.astream(
+            begin, config, context=context, durability="sync", stream_mode=[], output_keys=[], control=control
+        ):
+            pass
+    finally:
+        _slots.reset(limited)

@@ -217,13 +217,13 @@ class Slice:
         config = {
             "configurable": {"thread_id": str(self._run_id)},
             "recursion_limit": RECURSION_LIMIT,
-            "max_concurrency": max(16, facts.config.parallelism),
         }
         begin = await self._input(saver, config, spec.initial_state)
         self._mark_superstep()
         context = context_of(facts, seats, bench, prompts, claimed.answers, claimed.waived)
         compiled = shared.graphs.compiled(spec.name, spec.version)
-        await drive(compiled, saver, begin, config, context=context, control=self._lease.control)
+        at_once = max(16, facts.config.parallelism)
+        await drive(compiled, saver, begin, config, context=context, control=self._lease.control, at_once=at_once)
 
     def _interrupted(self, interrupts: Sequence[Interrupt]) -> None:
         self._interrupts |= {interrupt.id: _as_text(interrupt.value) for interrupt in interrupts}

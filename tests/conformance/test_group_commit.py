@@ -10,6 +10,7 @@ import pytest
 
 from backend.adapters.db.checkpointer import GroupCommit, LeaseLost
 from backend.domain import effect
+from backend.engine.driving import drive, prepare
 from backend.errors import Invalid
 from tests.conformance.conftest import Runs, build, decide, plan, work
 
@@ -178,3 +179,26 @@ async def test_a_connection_that_died_between_two_commits_costs_nobody_anything(
     whole = await runs.story((await runs.leased_twin(build())).run_id)
     assert await runs.story(fence.run_id) == whole
     assert await runs.rows("SELECT DISTINCT status FROM project_runs") == [("COMPLETED",)]
+
+
+async def test_a_node_that_is_done_is_committed_before_those_that_wait_for_their_turn(runs: Runs) -> None:
+    fence = await runs.leased()
+    at_work: list[str] = []
+    seen: dict[str, int] = {}
+
+    async def one_by_one(state: Any) -> Any:
+        assert not at_work
+        at_work.append(state["part"])
+        before = len(seen)
+        async with asyncio.timeout(30):
+            while (done := await runs.rows("SELECT count(*) FROM tasks WHERE status = 'DONE'"))[0][0] < before:
+                await asyncio.sleep(0.01)
+        seen[state["part"]] = done[0][0]
+        at_work.clear()
+        return work(state)
+
+    compiled = prepare(build(work=one_by_one).compile())
+    config = {"configurable": {"thread_id": str(fence.run_id)}}
+    await drive(compiled, runs.saver(fence), {"plan": {}}, config, at_once=1)
+    assert sorted(seen.values()) == [0, 1, 2]
+    assert await runs.story(fence.run_id) == await runs.story((await runs.leased_twin(build())).run_id)
