@@ -1,4 +1,4 @@
-"""Wake-ups over Redis pub/sub: "this run has new events", and nothing more.
+"""Wake-ups over Redis pub/sub ("this run has new events", and nothing more), and messages into its lists.
 
 Postgres is the truth and every follower polls it too, so a lost wake-up, a wiped Redis or one that is away costs a
 delay. One connection a process listens for all of its followers.
@@ -29,29 +29,39 @@ _log = logging.getLogger(__name__)
 
 
 class Waker:
-    """Publishes wake-ups; never raises."""
+    """Publishes wake-ups and fills queues; never raises. What is due while something is on its way goes together."""
 
     def __init__(self, url: str) -> None:
         self._redis: Redis = Redis.from_url(url, socket_timeout=2, socket_connect_timeout=2)
-        self._due: set[UUID] = set()
-        self._waking: asyncio.Task[None] | None = None
+        self._due: dict[tuple[str, str, str], None] = {}
+        self._telling: asyncio.Task[None] | None = None
 
     async def wake(self, run_id: UUID) -> None:
         """Tell the followers of a run: now, or with others once what is on its way has arrived; nobody waits for it."""
-        self._due.add(run_id)
-        if self._waking is None or self._waking.done():
-            self._waking = asyncio.create_task(self._wake_all())
+        self._tell("PUBLISH", CHANNEL, str(run_id))
 
-    async def _wake_all(self) -> None:
+    async def push(self, queue: str, message: str) -> None:
+        """Put a message into a queue, the same way: a list that others take from at its other end."""
+        self._tell("LPUSH", queue, message)
+
+    def _tell(self, *command: str) -> None:
+        verb, where, what = command
+        self._due[verb, where, what] = None
+        if self._telling is None or self._telling.done():
+            self._telling = asyncio.create_task(self._tell_all())
+
+    async def _tell_all(self) -> None:
         while self._due:
-            due, self._due = self._due, set()
+            due, self._due = self._due, {}
             try:
                 async with self._redis.pipeline(transaction=False) as together:
-                    for run_id in due:
-                        together.publish(CHANNEL, str(run_id))
+                    for command in due:
+                        together.execute_command(*command)
                     await together.execute()
             except _AWAY as error:
-                _log.debug("%s wake-ups were lost: %s", len(due), error)
+                pushed = sum(verb == "LPUSH" for verb, _, _ in due)
+                level = logging.WARNING if pushed else logging.DEBUG
+                _log.log(level, "%s messages and %s wake-ups were lost: %s", pushed, len(due) - pushed, error)
 
     async def say(self, run_id: UUID, words: bytes) -> bool:
         """Tell who listens to a run at this moment what a model says; whether anybody did."""
@@ -63,8 +73,8 @@ class Waker:
 
     async def close(self) -> None:
         """Close the connection, once what is due has been told."""
-        if self._waking is not None:
-            await asyncio.wait([self._waking])
+        if self._telling is not None:
+            await asyncio.wait([self._telling])
         with suppress(*_AWAY):
             await self._redis.aclose()
 

@@ -22,7 +22,8 @@ from celery.worker import state
 from backend import logs
 from backend.adapters.crashes import crash_point
 from backend.settings import Settings
-from backend.worker.broker import EXECUTE, make_app
+from backend.worker.bell import EXECUTE, CeleryBell
+from backend.worker.broker import make_app
 
 if TYPE_CHECKING:
     from backend.worker.loop import LoopThread
@@ -36,7 +37,6 @@ def run(settings: Settings) -> int:
     """Be a worker until SIGTERM or SIGINT; returns the exit code of the process."""
     # Imported here: whoever only rings a bell needs no engine.
     from backend.adapters.bus import Waker
-    from backend.worker.bell import CeleryBell
     from backend.worker.loop import LoopThread
 
     assert settings.redis_url is not None
@@ -45,7 +45,7 @@ def run(settings: Settings) -> int:
     task_received.connect(_received, weak=False)
     app = make_app(settings)
     waker = Waker(settings.redis_url.get_secret_value())
-    loop = LoopThread(settings, CeleryBell(app, waker), waker)
+    loop = LoopThread(settings, CeleryBell(waker), waker)
     loop.start()
     _register(app, loop.execute)
     worker = app.WorkController(

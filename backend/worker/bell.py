@@ -1,36 +1,31 @@
-"""The bell of a process: doorbells to the workers through Celery, wake-ups to followers through Redis pub/sub."""
+"""The bell of a process: doorbells to the workers and wake-ups to followers, both over one connection to Redis.
+
+A doorbell is a Celery message (its protocol 2) that says which run may be claimed. It is written here in full, since
+every run needs one and Celery's own way to send takes a thread and a connection of its own (ADR 40).
+"""
 
 from __future__ import annotations
 
-import asyncio
-import logging
-from uuid import UUID
-
-from celery import Celery
-from kombu.exceptions import KombuError
+import json
+from uuid import UUID, uuid4
 
 from backend.adapters.bus import Waker
 from backend.settings import Settings
-from backend.worker.broker import EXECUTE, QUEUE, make_app
 
-_log = logging.getLogger(__name__)
+QUEUE = "company.runs"
+EXECUTE = "run.execute"
+_EMBEDDED = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
 
 
 class CeleryBell:
-    """Rings and wakes; neither ever raises, since Postgres is the truth and the reaper makes good."""
+    """Rings and wakes; neither ever raises nor is waited for, since Postgres is the truth and the reaper makes good."""
 
-    def __init__(self, app: Celery, waker: Waker) -> None:
-        self._app, self._waker = app, waker
+    def __init__(self, waker: Waker) -> None:
+        self._waker = waker
 
     async def ring(self, run_id: UUID) -> None:
         """Tell the workers that a run may be claimed."""
-        await asyncio.to_thread(self._send, run_id)
-
-    def _send(self, run_id: UUID) -> None:
-        try:
-            self._app.send_task(EXECUTE, args=[str(run_id)], queue=QUEUE, ignore_result=True, retry=False)
-        except (KombuError, OSError) as error:
-            _log.warning("A doorbell was lost; the reaper will ring again: %s", error)
+        await self._waker.push(QUEUE, doorbell(run_id))
 
     async def wake(self, run_id: UUID) -> None:
         """Tell the followers of a run."""
@@ -41,12 +36,31 @@ class CeleryBell:
         return await self._waker.say(run_id, words)
 
     async def close(self) -> None:
-        """Close the connections."""
+        """Close the connection, once what is due has been told."""
         await self._waker.close()
-        await asyncio.to_thread(self._app.close)
+
+
+def doorbell(run_id: UUID) -> str:
+    """The message as Celery's workers take it from a list in Redis; each has an id of its own."""
+    own = uuid4().hex
+    return json.dumps(
+        {
+            "body": json.dumps([[str(run_id)], {}, _EMBEDDED]),
+            "content-type": "application/json",
+            "content-encoding": "utf-8",
+            "headers": {"lang": "py", "task": EXECUTE, "id": own, "root_id": own, "ignore_result": True},
+            "properties": {
+                "correlation_id": own,
+                "delivery_tag": own,
+                "delivery_mode": 2,
+                "priority": 0,
+                "delivery_info": {"exchange": "", "routing_key": QUEUE},
+            },
+        }
+    )
 
 
 def make_bell(settings: Settings) -> CeleryBell:
     """The bell of a process that is no worker: the api, the command line."""
     assert settings.redis_url is not None
-    return CeleryBell(make_app(settings), Waker(settings.redis_url.get_secret_value()))
+    return CeleryBell(Waker(settings.redis_url.get_secret_value()))

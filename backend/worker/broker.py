@@ -1,4 +1,4 @@
-"""The Celery application: how messages travel, the same in the worker and wherever a bell is rung."""
+"""The Celery application of a worker: how it takes messages; `bell` writes them."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ from kombu.transport import virtual
 from kombu.transport.redis import Channel, QoS
 
 from backend.settings import Settings
-
-QUEUE = "company.runs"
-EXECUTE = "run.execute"
+from backend.worker.bell import QUEUE
 
 
 class InHand(QoS):

@@ -12,6 +12,9 @@ import pytest
 from redis.asyncio import Redis
 
 from backend.adapters.bus import CHANNEL, Followers, Waker
+from backend.settings import Settings
+from backend.worker.bell import EXECUTE, QUEUE, CeleryBell
+from backend.worker.broker import make_app
 
 
 @pytest.fixture
@@ -100,3 +103,30 @@ async def test_followers_of_many_runs_are_woken_by_few_messages_and_none_is_forg
                 break
     await heard.aclose()
     assert len(sent) < len(runs) / 5
+
+
+async def test_a_doorbell_is_what_celery_would_have_sent_and_many_go_together(
+    redis_url: str, settings: Settings
+) -> None:
+    runs = [uuid4() for _ in range(50)]
+    app = make_app(settings)
+    bell = CeleryBell(Waker(redis_url))
+    with app.connection_for_read() as connection:
+        queue = connection.SimpleQueue(QUEUE)
+        queue.clear()
+        for run_id in runs:
+            await bell.ring(run_id)
+        await bell.close()
+        app.send_task(EXECUTE, args=["theirs"], queue=QUEUE, ignore_result=True)
+        taken = [queue.get(timeout=30) for _ in range(len(runs) + 1)]
+        for message in taken:
+            message.ack()
+        theirs = taken.pop()
+        assert [message.payload[0] for message in taken] == [[str(run_id)] for run_id in runs]
+        assert {len({message.delivery_tag for message in taken}), len({m.headers["id"] for m in taken})} == {len(runs)}
+        for message in taken:
+            assert (message.content_type, message.headers["task"]) == (theirs.content_type, theirs.headers["task"])
+            assert message.payload[1:] == theirs.payload[1:]
+            assert message.headers.keys() <= theirs.headers.keys()
+            assert message.delivery_info == theirs.delivery_info
+    app.close()
