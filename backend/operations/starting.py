@@ -38,6 +38,11 @@ from backend.operations import events, runs
 
 CREATED = "run.created"
 _TENANT = bindparam("tenant", type_=Uuid())
+_TEMPLATE = select(ProjectTemplate.graph, ProjectTemplate.config_patch).where(
+    ProjectTemplate.tenant_id == _TENANT,
+    ProjectTemplate.slug == bindparam("slug", type_=Text()),
+    ProjectTemplate.version == bindparam("version"),
+)
 _PROJECT: Select[Any] = (
     select(
         *Project.__table__.c,
@@ -53,6 +58,7 @@ _PROJECT: Select[Any] = (
     .where(Project.id == bindparam("project", type_=Uuid()), Project.tenant_id == _TENANT)
     .with_for_update(key_share=True, of=Project)
 )
+"""A project, locked, with its template; without, where an edit took another template while the lock was waited for."""
 _GIVEN = (
     "tenant_id",
     "project_id",
@@ -131,9 +137,8 @@ async def start(
     if idempotency_key is not None and (again := await _started_with(session, project, idempotency_key)):
         return again
     runs.check_startable(project)
-    if project.template_graph is None:
-        raise NotFound(f"There is no template {project.template_slug} version {project.template_version}.")
-    config = merge({"graph": project.template_graph}, project.template_patch, project.config_patch, patch)
+    graph, preset = await _template(session, project)
+    config = merge({"graph": graph}, preset, project.config_patch, patch)
     if found := faults(config, project.brief):
         raise Invalid("The run cannot begin: " + " ".join(fault.message for fault in found), faults=found)
     given: Mapping[str, Any] = {
@@ -156,6 +161,18 @@ async def start(
     started = Started(*(await session.execute(_START, told)).one())
     ring_after_commit(session, started.id)
     return started
+
+
+async def _template(session: AsyncSession, project: Row[Any]) -> tuple[str, Patch]:
+    """The graph and the patch of a project's template."""
+    if project.template_graph is not None:
+        return project.template_graph, project.template_patch
+    slug, version = project.template_slug, project.template_version
+    asked = {"tenant": project.tenant_id, "slug": slug, "version": version}
+    found = (await session.execute(_TEMPLATE, asked)).one_or_none()
+    if found is None:
+        raise NotFound(f"There is no template {slug} version {version}.")
+    return found.graph, found.config_patch
 
 
 async def _started_with(session: AsyncSession, project: Row[Any], key: str) -> Started | None:

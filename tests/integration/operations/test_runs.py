@@ -11,7 +11,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from sqlalchemy import func, select, text
+from sqlalchemy import func, select, text, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from backend.adapters.db.engine import Sessions
@@ -299,3 +299,24 @@ async def test_deleting_and_starting_at_once_leaves_all_or_nothing(sessions: Ses
             "SELECT count(*) FROM project_runs r LEFT JOIN projects p ON p.id = r.project_id WHERE p.id IS NULL"
         )
         assert await session.scalar(orphans) == 0
+
+
+async def test_a_start_that_waited_for_an_edit_follows_the_template_that_the_edit_took(
+    sessions: Sessions, make_project: Make
+) -> None:
+    async with sessions.begin() as session:
+        await add_template(session, parallelism=2)
+        await add_template(session, "other", parallelism=7)
+        project = await make_project(session)
+    async with sessions() as editor, sessions() as starter:
+        await editor.execute(update(Project).where(Project.id == project.id).values(template_slug="other"))
+        pid = await starter.scalar(text("SELECT pg_backend_pid()"))
+        asked = asyncio.ensure_future(start(starter, project))
+        waits = text("SELECT cardinality(pg_blocking_pids(:pid)) > 0")
+        async with asyncio.timeout(60), sessions() as watcher:
+            while not await watcher.scalar(waits, {"pid": pid}):
+                await asyncio.sleep(0.01)
+        await editor.commit()
+        run = await asked
+        assert (run.template_slug, run.config_snapshot["parallelism"]) == ("other", 7)
+        await starter.rollback()
