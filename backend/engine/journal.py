@@ -11,10 +11,11 @@ import hashlib
 import json
 import logging
 import random
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from decimal import Decimal
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 from uuid import UUID, uuid5
 
 import asyncpg
@@ -27,7 +28,7 @@ from backend.adapters.db.checkpointer import LeaseLost
 from backend.adapters.db.checkpointer.sending import fetch, persist
 from backend.adapters.db.projection import mended
 from backend.adapters.llm.prices import price
-from backend.domain.budget import breach
+from backend.domain.budget import BudgetReached, Limit, breach
 from backend.domain.config import RunConfig
 from backend.domain.event import EVENT_TYPES
 from backend.domain.ids import task_id
@@ -62,9 +63,18 @@ _JOURNAL = (
     " FROM model_calls WHERE run_id = $1 AND node = $2 AND visit = $3 GROUP BY ordinal"
 )
 _RESERVED = (
-    "SELECT 1 AS fenced, id AS call, true AS money_counts FROM model_calls WHERE run_id = $1 AND lease_epoch = $2"
-    " AND node = $3 AND visit = $4 AND ordinal = $5 AND attempt = $6 AND status = 'reserved'"
+    "SELECT 1 AS fenced, id AS call, true AS money_counts, nullif(reserved_seconds, 0)::double precision AS seconds"
+    " FROM model_calls WHERE run_id = $1 AND lease_epoch = $2 AND node = $3 AND visit = $4 AND ordinal = $5"
+    " AND attempt = $6 AND status = 'reserved'"
 )
+
+
+class _Reserved(NamedTuple):
+    """A call that is written down: its row, whether any limit in USD counts it, how long it may take by its role's."""
+
+    call: UUID
+    money_counts: bool
+    seconds: float | None
 
 
 class Transport(Protocol):
@@ -102,7 +112,14 @@ class Books:
     wake: Callable[[], None] = lambda: None
     say: Say | None = None
     degraded: bool = False
+    more_time: Callable[[], Awaitable[bool]] | None = None
+    """Gets the run more of the time that it shares with others; see `backend.engine.worktime`."""
     in_flight: set[asyncio.Task[Exchange]] = field(default_factory=set)
+    holding: int = 0
+    """How many calls hold something now."""
+    settled: int = 0
+    """How many calls have let go of what they held."""
+    let_go: asyncio.Condition = field(default_factory=asyncio.Condition)
 
     async def cut_calls(self) -> None:
         """Cut every call that is on its way, and book its ceiling."""
@@ -206,6 +223,7 @@ class Journal:
             prompt_hash=request.prompt_hash,
             task_id=task_id(books.lease.fence.run_id, position.task_key) if position.task_key else None,
             request=written,
+            seconds=_longest(choice, books.config),
         )
 
     async def _shielded(self, request: ModelRequest, attempt: Attempt) -> Exchange:
@@ -224,19 +242,44 @@ class Journal:
     async def _reserve_and_send(self, request: ModelRequest, attempt: Attempt, gone: asyncio.Event) -> Exchange:
         reserving = asyncio.ensure_future(self._reserve(attempt))
         try:
-            call, money_counts = await asyncio.shield(reserving)
+            reserved = await asyncio.shield(reserving)
         except asyncio.CancelledError:
             gone.set()
-            call, money_counts = await reserving
+            reserved = await reserving
         if gone.is_set():
             # The node was cut while its call was being reserved, which nobody can take back half way.
-            await self._book(attempt, call, Outcome("released", error=GONE), None)
+            await self._book(attempt, reserved.call, Outcome("released", error=GONE), None)
             raise asyncio.CancelledError
         crash_point("reserve")
-        return await self._exchange(request, attempt, call, money_counts=money_counts)
+        return await self._exchange(request, attempt, reserved)
 
-    async def _reserve(self, attempt: Attempt) -> tuple[UUID, bool]:
-        """Hold the worst case; returns the call's row, and whether any limit in USD counts it."""
+    async def _reserve(self, attempt: Attempt) -> _Reserved:
+        """Hold the worst case, waiting for time that other calls may leave; raises `BudgetReached`."""
+        books = self._books
+        while True:
+            settled = books.settled
+            row = await self._try_to_reserve(attempt)
+            if row["call"] is not None:
+                books.holding += 1
+                return _Reserved(row["call"], row["money_counts"], row["seconds"])
+            first = json.loads(row["breaches"])[0]
+            if first["unit"] != "seconds" or not await self._more_time(first, settled):
+                raise breach(first, unpriced=_unpriced(attempt))
+
+    async def _more_time(self, first: Mapping[str, Any], settled: int) -> bool:
+        """Whether there may be time now of which there was none: left by other calls of the role, or granted."""
+        books = self._books
+        if first["scope"] == "run_role" and Decimal(str(first["spent"])) < first["most"] and books.holding:
+
+            async def others_let_go() -> None:
+                async with books.let_go:
+                    await books.let_go.wait_for(lambda: books.settled != settled)
+
+            await books.lease.patient(others_let_go())
+            return True
+        return first["scope"] in {"project", "tenant_month"} and books.more_time is not None and await books.more_time()
+
+    async def _try_to_reserve(self, attempt: Attempt) -> Any:
         try:
             row = await fetch(self._books.pool, *calls.reserve(self._books.lease.fence, attempt))
         except asyncpg.UniqueViolationError:
@@ -244,32 +287,37 @@ class Journal:
             row = await fetch(self._books.pool, _RESERVED, self._key(attempt))
         if not row["fenced"]:
             raise LeaseLost("The run has another owner.")
-        if row["call"] is None:
-            raise breach(json.loads(row["breaches"])[0], unpriced=_unpriced(attempt))
-        return row["call"], row["money_counts"]
+        return row
 
     def _key(self, attempt: Attempt) -> tuple[Any, ...]:
         position, fence = attempt.position, self._books.lease.fence
         return fence.run_id, fence.epoch, position.node, position.visit, position.ordinal, attempt.number
 
-    async def _exchange(self, request: ModelRequest, attempt: Attempt, call: UUID, *, money_counts: bool) -> Exchange:
-        books = self._books
+    async def _exchange(self, request: ModelRequest, attempt: Attempt, reserved: _Reserved) -> Exchange:
+        books, call = self._books, reserved.call
         # A worker that was frozen since it reserved must not send: by now another one may have asked.
         books.lease.confirm()
         speech = self._speech(attempt)
         listen = None if speech is None else speech.hear
+        began = time.monotonic()
+        # What may take no longer than its provider allows is ended there.
+        cut = reserved.seconds if reserved.seconds is not None and reserved.seconds < attempt.seconds else None
         try:
-            exchange = await books.transport.send(attempt.choice, request, attempt.position, books.config, listen)
+            async with asyncio.timeout(cut):
+                exchange = await books.transport.send(attempt.choice, request, attempt.position, books.config, listen)
         except CallFailed as failure:
-            await self._book(attempt, call, _failed(failure, attempt, books.config), None)
+            await self._book(attempt, call, _timed(_failed(failure, attempt, books.config), attempt, began), None)
             raise
+        except TimeoutError as over:
+            reached = await self._cut_off(attempt, call, began)
+            raise reached from over
         except asyncio.CancelledError:
-            await self._book(attempt, call, _ceiling(attempt, CANCELLED), None)
+            await self._book(attempt, call, _timed(_ceiling(attempt, CANCELLED), attempt, began), None)
             raise
         finally:
             if speech is not None:
                 speech.end()
-        if money_counts:
+        if reserved.money_counts:
             exchange = _at_its_ceiling(exchange, attempt.quote)
         crash_point("response")
         done = Outcome(
@@ -279,9 +327,16 @@ class Journal:
             response=mended(_response(exchange)),
             latency_ms=round(exchange.latency_seconds * 1000),
         )
-        await self._book(attempt, call, done, exchange)
+        await self._book(attempt, call, _timed(done, attempt, began), exchange)
         crash_point("booked")
         return exchange
+
+    async def _cut_off(self, attempt: Attempt, call: UUID, began: float) -> BudgetReached:
+        """Book the ceiling of a call that took all the time that its role had left."""
+        limit = Limit("run_role", attempt.role, "seconds")
+        said = f"The role {attempt.role} had no more time left."
+        await self._book(attempt, call, _timed(_ceiling(attempt, said), attempt, began), None)
+        return BudgetReached(said, limit)
 
     def _speech(self, attempt: Attempt) -> Speech | None:
         books = self._books
@@ -300,7 +355,12 @@ class Journal:
             shares=books.config.budget.warn_at,
             instance=books.instance,
         )
-        row = await fetch(books.pool, *statement)
+        try:
+            row = await fetch(books.pool, *statement)
+        finally:
+            async with books.let_go:
+                books.holding, books.settled = books.holding - 1, books.settled + 1
+                books.let_go.notify_all()
         if not row["fenced"]:
             raise LeaseLost("The run has another owner.")
         usage = outcome.usage
@@ -415,6 +475,18 @@ def _failed(failure: CallFailed, attempt: Attempt, config: RunConfig) -> Outcome
     if failure.may_be_billed:
         return _ceiling(attempt, failure.message)
     return Outcome("failed", error=mended(failure.message))
+
+
+def _longest(choice: Choice, config: RunConfig) -> Decimal:
+    """How long a call may take; a played reply takes no time that anybody pays for."""
+    provider = config.models.providers[choice.provider]
+    return Decimal(0) if provider.kind == "replay" else Decimal(str(provider.timeout_seconds))
+
+
+def _timed(outcome: Outcome, attempt: Attempt, began: float) -> Outcome:
+    if not attempt.seconds:
+        return outcome
+    return replace(outcome, seconds=Decimal(str(round(time.monotonic() - began, 6))))
 
 
 def _ceiling(attempt: Attempt, error: str) -> Outcome:
