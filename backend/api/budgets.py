@@ -25,10 +25,15 @@ class BudgetLimits(BaseModel):
     usd: Annotated[Decimal, Field(gt=0, le=1_000_000, max_digits=14, decimal_places=6, examples=["50.00"])] | None = (
         None
     )
-    seconds: Annotated[
-        int,
-        Field(ge=1, le=2_678_400, examples=[36_000], description="Of work, the time that runs are driven by a worker"),
-    ] | None = None
+    seconds: (
+        Annotated[
+            int,
+            Field(
+                ge=1, le=2_678_400, examples=[36_000], description="Of work, the time that runs are driven by a worker"
+            ),
+        ]
+        | None
+    ) = None
 
     def wanted(self) -> budgets.Limits:
         """As the operation takes them."""

@@ -7,13 +7,12 @@ anybody uses it. A visit that runs again is answered from what is written down.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 import logging
 import random
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, NamedTuple, Protocol
 from uuid import UUID, uuid5
@@ -27,7 +26,6 @@ from backend.adapters.db.calls import Attempt, Outcome
 from backend.adapters.db.checkpointer import LeaseLost
 from backend.adapters.db.checkpointer.sending import fetch, persist
 from backend.adapters.db.projection import mended
-from backend.adapters.llm.prices import price
 from backend.domain.budget import BudgetReached, Limit, breach
 from backend.domain.config import RunConfig
 from backend.domain.event import EVENT_TYPES
@@ -41,21 +39,32 @@ from backend.domain.model import (
     ModelRequest,
     Position,
     Quote,
-    ToolCall,
-    Usage,
 )
 from backend.domain.model_choice import choices
-from backend.domain.ports import StepFailed, Visit
+from backend.domain.ports import Visit
 from backend.domain.retry import NextChoice, Retry, decide
 from backend.domain.words import Token
 from backend.engine.leases import Lease
+from backend.engine.outcomes import (
+    at_its_ceiling,
+    ceiling,
+    events_of,
+    failed,
+    given_up,
+    longest,
+    replayed_from,
+    reply_of,
+    request_hash,
+    response_of,
+    timed,
+    unpriced_model,
+    who_asked,
+)
 from backend.engine.speech import Say, Speech
-from backend.errors import CompanyError, Unavailable
+from backend.errors import CompanyError
 from backend.operations.ledger import CANCELLED, GONE
 
 _log = logging.getLogger(__name__)
-_MARKS = frozenset({"usage_estimated", "ceiling_booked", "recorded_cost_usd"})
-"""What the gateway says of a reply beside it, and people want to find again."""
 
 _JOURNAL = (
     "SELECT ordinal, max(attempt) AS attempt, jsonb_agg(jsonb_build_array(request_hash, response, provider, model)"
@@ -146,7 +155,7 @@ class Journal:
         ordinal, hashed = self._ordinal, request_hash(request)
         earlier = (await self._journal()).get(ordinal)
         before, self._said = self._said, request.messages
-        replayed = _replayed(earlier, hashed)
+        replayed = replayed_from(earlier, hashed)
         if replayed is not None:
             metrics.call_replayed(str(request.role), replayed.model)
             return replayed
@@ -199,9 +208,9 @@ class Journal:
                 elif isinstance(decision, NextChoice):
                     place, tries = place + 1, 0
                 else:
-                    raise _given_up(failure, choice) from failure
+                    raise given_up(failure, choice) from failure
             else:
-                return reply_of(_response(exchange), choice.provider, exchange.model)
+                return reply_of(response_of(exchange), choice.provider, exchange.model)
 
     def _attempt(
         self,
@@ -223,7 +232,7 @@ class Journal:
             prompt_hash=request.prompt_hash,
             task_id=task_id(books.lease.fence.run_id, position.task_key) if position.task_key else None,
             request=written,
-            seconds=_longest(choice, books.config),
+            seconds=longest(choice, books.config),
         )
 
     async def _shielded(self, request: ModelRequest, attempt: Attempt) -> Exchange:
@@ -264,7 +273,7 @@ class Journal:
                 return _Reserved(row["call"], row["money_counts"], row["seconds"])
             first = json.loads(row["breaches"])[0]
             if first["unit"] != "seconds" or not await self._more_time(first, settled):
-                raise breach(first, unpriced=_unpriced(attempt))
+                raise breach(first, unpriced=unpriced_model(attempt))
 
     async def _more_time(self, first: Mapping[str, Any], settled: int) -> bool:
         """Whether there may be time now of which there was none: left by other calls of the role, or granted."""
@@ -306,28 +315,28 @@ class Journal:
             async with asyncio.timeout(cut):
                 exchange = await books.transport.send(attempt.choice, request, attempt.position, books.config, listen)
         except CallFailed as failure:
-            await self._book(attempt, call, _timed(_failed(failure, attempt, books.config), attempt, began), None)
+            await self._book(attempt, call, timed(failed(failure, attempt, books.config), attempt, began), None)
             raise
         except TimeoutError as over:
             reached = await self._cut_off(attempt, call, began)
             raise reached from over
         except asyncio.CancelledError:
-            await self._book(attempt, call, _timed(_ceiling(attempt, CANCELLED), attempt, began), None)
+            await self._book(attempt, call, timed(ceiling(attempt, CANCELLED), attempt, began), None)
             raise
         finally:
             if speech is not None:
                 speech.end()
         if reserved.money_counts:
-            exchange = _at_its_ceiling(exchange, attempt.quote)
+            exchange = at_its_ceiling(exchange, attempt.quote)
         crash_point("response")
         done = Outcome(
             "done",
             exchange.usage,
             exchange.cost_usd,
-            response=mended(_response(exchange)),
+            response=mended(response_of(exchange)),
             latency_ms=round(exchange.latency_seconds * 1000),
         )
-        await self._book(attempt, call, _timed(done, attempt, began), exchange)
+        await self._book(attempt, call, timed(done, attempt, began), exchange)
         crash_point("booked")
         return exchange
 
@@ -335,14 +344,14 @@ class Journal:
         """Book the ceiling of a call that took all the time that its role had left."""
         limit = Limit("run_role", attempt.role, "seconds")
         said = f"The role {attempt.role} had no more time left."
-        await self._book(attempt, call, _timed(_ceiling(attempt, said), attempt, began), None)
+        await self._book(attempt, call, timed(ceiling(attempt, said), attempt, began), None)
         return BudgetReached(said, limit)
 
     def _speech(self, attempt: Attempt) -> Speech | None:
         books = self._books
         if books.say is None or not books.config.models.providers[attempt.choice.provider].stream:
             return None
-        told = _who_asked(attempt)
+        told = who_asked(attempt)
         return Speech(books.say, {"run_id": str(books.lease.fence.run_id), **told})
 
     async def _book(self, attempt: Attempt, call: UUID, outcome: Outcome, exchange: Exchange | None) -> None:
@@ -351,7 +360,7 @@ class Journal:
             books.lease.fence,
             call,
             outcome,
-            _events(attempt, outcome),
+            events_of(attempt, outcome),
             shares=books.config.budget.warn_at,
             instance=books.instance,
         )
@@ -405,157 +414,3 @@ async def _record(books: Books, identity: UUID, event_type: str, told: Mapping[s
     except asyncpg.UniqueViolationError:
         _log.debug("An earlier sending of the event %s was on its way still when it was sent again.", event_type)
     books.wake()
-
-
-def request_hash(request: ModelRequest) -> str:
-    """The sha256 of what a request asks, whoever answers it.
-
-    The contents of tool messages are left out: they follow from earlier replies, and differ in timings when tools run
-    again after a crash.
-    """
-    messages = [
-        {key: value for key, value in message.items() if key != "content" or message.get("role") != "tool"}
-        for message in request.messages
-    ]
-    asked = {
-        "role": str(request.role),
-        "messages": messages,
-        "tools": request.tools,
-        "tool_choice": request.tool_choice,
-        "prompt_hash": request.prompt_hash,
-    }
-    return hashlib.sha256(json.dumps(asked, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-def _replayed(earlier: Any, hashed: str) -> ModelReply | None:
-    for known, response, provider, model in json.loads(earlier["done"]) if earlier and earlier["done"] else ():
-        if known == hashed:
-            return reply_of(response, provider, model)
-    return None
-
-
-def _response(exchange: Exchange) -> dict[str, Any]:
-    return {
-        "content": exchange.content,
-        "tool_calls": [asdict(call) for call in exchange.tool_calls],
-        "finish_reason": exchange.finish_reason,
-        "usage": asdict(exchange.usage),
-        "cost_usd": str(exchange.cost_usd),
-        "model": exchange.model,
-        "marks": {key: value for key, value in exchange.raw.items() if key in _MARKS},
-    }
-
-
-def reply_of(response: Mapping[str, Any], provider: str, model: str) -> ModelReply:
-    """The reply that a journalled response is."""
-    tool_calls = tuple(ToolCall(**call) for call in response["tool_calls"])
-    message: Message = {"role": "assistant", "content": response["content"] or None}
-    if tool_calls:
-        message["tool_calls"] = [
-            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
-            for call in tool_calls
-        ]
-    return ModelReply(
-        content=response["content"],
-        tool_calls=tool_calls,
-        finish_reason=response["finish_reason"],
-        usage=Usage(**response["usage"]),
-        provider=provider,
-        model=response.get("model") or model,
-        cost_usd=Decimal(response["cost_usd"]),
-        message=message,
-    )
-
-
-def _failed(failure: CallFailed, attempt: Attempt, config: RunConfig) -> Outcome:
-    if failure.billed is not None:
-        priced = price(config, attempt.choice.provider, attempt.choice.model)
-        cost = priced.cost(failure.billed) if priced is not None else Decimal(0)
-        return Outcome("failed", failure.billed, cost, error=mended(failure.message))
-    if failure.may_be_billed:
-        return _ceiling(attempt, failure.message)
-    return Outcome("failed", error=mended(failure.message))
-
-
-def _longest(choice: Choice, config: RunConfig) -> Decimal:
-    """How long a call may take; a played reply takes no time that anybody pays for."""
-    provider = config.models.providers[choice.provider]
-    return Decimal(0) if provider.kind == "replay" else Decimal(str(provider.timeout_seconds))
-
-
-def _timed(outcome: Outcome, attempt: Attempt, began: float) -> Outcome:
-    if not attempt.seconds:
-        return outcome
-    return replace(outcome, seconds=Decimal(str(round(time.monotonic() - began, 6))))
-
-
-def _ceiling(attempt: Attempt, error: str) -> Outcome:
-    quote = attempt.quote
-    return Outcome(
-        "failed", Usage(quote.input_tokens, quote.max_output_tokens), quote.usd or Decimal(0), error=mended(error)
-    )
-
-
-def _at_its_ceiling(exchange: Exchange, quote: Quote) -> Exchange:
-    """What is booked of a reply that names no usage where money is limited: an estimate could understate it.
-
-    A model without a price, or for nothing, stays with the estimate.
-    """
-    if not exchange.raw.get("usage_estimated") or not quote.usd:
-        return exchange
-    most = Usage(
-        max(exchange.usage.input_tokens, quote.input_tokens), max(exchange.usage.output_tokens, quote.max_output_tokens)
-    )
-    cost = max(exchange.cost_usd, quote.usd)
-    return replace(exchange, usage=most, cost_usd=cost, raw={**exchange.raw, "ceiling_booked": True})
-
-
-def _events(attempt: Attempt, outcome: Outcome) -> list[tuple[str, dict[str, Any]]]:
-    usage = outcome.usage
-    told = _who_asked(attempt) | {
-        "tokens_input": usage.input_tokens,
-        "tokens_output": usage.output_tokens,
-        "cost_usd": str(outcome.cost_usd),
-    }
-    marks = (outcome.response or {}).get("marks", {})
-    if marks.get("usage_estimated"):
-        told["usage"] = "ceiling" if marks.get("ceiling_booked") else "estimated"
-    if outcome.status == "released":
-        return []
-    listed = [("model.called", told) if outcome.status == "done" else ("model.failed", told | {"error": outcome.error})]
-    over_tokens = usage.total - attempt.quote.tokens
-    over_usd = outcome.cost_usd - (attempt.quote.usd or outcome.cost_usd)
-    if over_tokens > 0 or over_usd > 0:
-        excess = {"tokens": max(0, over_tokens), "usd": str(max(Decimal(0), over_usd))}
-        listed.append(("budget.excess_billed", told | excess))
-    return listed
-
-
-def _who_asked(attempt: Attempt) -> dict[str, Any]:
-    position = attempt.position
-    return {
-        "role": attempt.role,
-        "provider": attempt.choice.provider,
-        "model": attempt.choice.model,
-        "node": position.node,
-        "visit": position.visit,
-        "task": position.task_key,
-        "ordinal": position.ordinal,
-        "attempt": attempt.number,
-    }
-
-
-def _unpriced(attempt: Attempt) -> str | None:
-    if attempt.quote.usd is not None:
-        return None
-    model, provider = attempt.choice.model, attempt.choice.provider
-    return f"Nothing prices the model {model} of provider {provider}: set models.prices.{model}."
-
-
-def _given_up(failure: CallFailed, choice: Choice) -> Exception:
-    if failure.kind == "not_covered":
-        return StepFailed("not_covered", failure.message)
-    return Unavailable(
-        f"No model answered; the last try was {choice.model} of {choice.provider}: {failure.message}",
-        code="model_unavailable",
-    )

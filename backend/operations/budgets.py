@@ -43,9 +43,7 @@ _SET = text(
     " WHERE scope = :scope AND owner_id = :owner AND name >= :name"
 )
 """Of a month: also what is opened already of the next one."""
-_STANDING = text(
-    "UPDATE tenants SET monthly_budget_usd = :usd, monthly_budget_seconds = :seconds WHERE id = :tenant"
-)
+_STANDING = text("UPDATE tenants SET monthly_budget_usd = :usd, monthly_budget_seconds = :seconds WHERE id = :tenant")
 _SHOWN = text(
     "SELECT name, limit_tokens, limit_usd, limit_seconds, spent_tokens, spent_usd, spent_seconds, reserved_tokens,"
     " reserved_usd, reserved_seconds FROM budgets WHERE scope = :scope AND owner_id = :owner AND name = :name"
@@ -108,7 +106,9 @@ async def _limit(session: AsyncSession, which: dict[str, Any], limits: Limits) -
         await session.execute(_BEGIN, which)
     wanted = {**which, "tokens": limits.tokens, "usd": limits.usd, "seconds": limits.seconds}
     if await session.scalar(_HELD, wanted):
-        raise Conflict("Calls in flight, or runs that work, hold more than this limit; wait for their end, or stop the run first.")
+        raise Conflict(
+            "Calls in flight, or runs that work, hold more than this limit; wait for their end, or stop the run first."
+        )
     await session.execute(_SET, wanted)
 
 

@@ -32,29 +32,7 @@ def renew(fence: Fence, seconds: float, shares: Sequence[float], instance: str) 
     # Not after the lease was given back either, which keeps the epoch: nobody would end such a grant.
     owned = f"id = {run} AND lease_epoch = {epoch} AND lease_owner IS NOT NULL"
     statement.part("fence", f"SELECT * FROM project_runs WHERE {owned} FOR NO KEY UPDATE")
-    counts = f"b.limit_seconds IS NOT NULL AND ({SHARED.format(run='f')})"
-    statement.part(
-        "held",
-        f"SELECT b.*, b.id = ANY (coalesce(f.granted_budgets, '{{}}')) AS was, {counts} AS counts FROM budgets b, fence f"
-        f" WHERE {SHARED.format(run='f')} OR b.id = ANY (f.granted_budgets) ORDER BY b.id FOR NO KEY UPDATE OF b",
-    )
-    # After the locks: who waited for them has worked meanwhile.
-    statement.part("clock", "SELECT clock_timestamp() AS now FROM (SELECT count(*) FROM held) counted")
-    statement.part(
-        "past",
-        "SELECT now, coalesce(extract(epoch FROM granted_until - granted_at), 0) AS granted,"
-        " coalesce(extract(epoch FROM least(now, granted_until) - granted_at), 0) AS worked FROM fence, clock",
-    )
-    statement.part(
-        "counted",
-        "SELECT h.*, h.spent_seconds + CASE WHEN was THEN worked ELSE 0 END AS spent,"
-        " greatest(0, h.reserved_seconds - CASE WHEN was THEN granted ELSE 0 END) AS others FROM held h, past",
-    )
-    statement.part(
-        "granted",
-        f"SELECT greatest(0, least({piece}, min(limit_seconds - spent - others))) AS seconds, array_agg(id) AS budgets"
-        " FROM counted WHERE counts HAVING count(*) > 0",
-    )
+    _count(statement, piece)
     statement.part("told", _told(marks))
     statement.part(
         "booked_budgets",
@@ -93,4 +71,32 @@ def _told(marks: str) -> str:
         "SELECT s.share, jsonb_build_object('scope', scope, 'name', name, 'unit', 'seconds', 'share', s.share, 'spent',"
         f" spent, 'limit', limit_seconds) AS payload FROM counted, unnest({marks}) AS s(share)"
         " WHERE counts AND told_seconds < limit_seconds * s.share AND spent >= limit_seconds * s.share"
+    )
+
+
+def _count(statement: Statement, piece: str) -> None:
+    """Lock the budgets, and count what was worked in those before and what may be granted in those of now."""
+    counts = f"b.limit_seconds IS NOT NULL AND ({SHARED.format(run='f')})"
+    statement.part(
+        "held",
+        f"SELECT b.*, b.id = ANY (coalesce(f.granted_budgets, '{{}}')) AS was, {counts} AS counts"
+        " FROM budgets b, fence f"
+        f" WHERE {SHARED.format(run='f')} OR b.id = ANY (f.granted_budgets) ORDER BY b.id FOR NO KEY UPDATE OF b",
+    )
+    # After the locks: who waited for them has worked meanwhile.
+    statement.part("clock", "SELECT clock_timestamp() AS now FROM (SELECT count(*) FROM held) counted")
+    statement.part(
+        "past",
+        "SELECT now, coalesce(extract(epoch FROM granted_until - granted_at), 0) AS granted,"
+        " coalesce(extract(epoch FROM least(now, granted_until) - granted_at), 0) AS worked FROM fence, clock",
+    )
+    statement.part(
+        "counted",
+        "SELECT h.*, h.spent_seconds + CASE WHEN was THEN worked ELSE 0 END AS spent,"
+        " greatest(0, h.reserved_seconds - CASE WHEN was THEN granted ELSE 0 END) AS others FROM held h, past",
+    )
+    statement.part(
+        "granted",
+        f"SELECT greatest(0, least({piece}, min(limit_seconds - spent - others))) AS seconds, array_agg(id) AS budgets"
+        " FROM counted WHERE counts HAVING count(*) > 0",
     )

@@ -27,15 +27,19 @@ async def test_a_limit_counts_what_was_spent_and_is_held_already(
 ) -> None:
     run = await new_run()
     path = "/api/budget" if month else f"/api/projects/{run['project_id']}/budget"
-    assert (await client.get(path)).json()["limits"] == {"tokens": None, "usd": None}
+    assert (await client.get(path)).json()["limits"] == {"tokens": None, "usd": None, "seconds": None}
     await _call(sessions, run, 1, status="failed", tokens_input=70, settled_at=func.now())
     await _call(sessions, run, 2, status="reserved", reserved_tokens=30)
     assert (await client.put(path, json={"tokens": 20})).status_code == 409
     made = (await client.put(path, json={"tokens": 1000, "usd": "2.5"})).json()
-    assert made["limits"] == {"tokens": 1000, "usd": "2.500000"}
+    assert made["limits"] == {"tokens": 1000, "usd": "2.500000", "seconds": None}
     assert (made["spent"]["tokens"], made["held"]["tokens"]) == (70, 30)
     assert (await client.put(path, json={"tokens": 20})).status_code == 409
-    assert (await client.put(path, json={"tokens": 500})).json()["limits"] == {"tokens": 500, "usd": None}
+    assert (await client.put(path, json={"tokens": 500})).json()["limits"] == {
+        "tokens": 500,
+        "usd": None,
+        "seconds": None,
+    }
     assert (await client.get(path)).json()["held"]["tokens"] == 30
 
 
