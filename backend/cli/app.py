@@ -263,7 +263,7 @@ def budget(
     project: Annotated[str | None, typer.Option(help="Id of a project; else the calendar month is meant")] = None,
     usd: Annotated[str | None, typer.Option(help="Most money in all, such as 50.00")] = None,
     tokens: Annotated[int | None, typer.Option(min=1, help="Most tokens in all")] = None,
-    seconds: Annotated[int | None, typer.Option(min=1, help="Most seconds of work in all")] = None,
+    seconds: Annotated[int | None, typer.Option(min=1, max=50_000_000, help="Most seconds of work in all")] = None,
     unlimited: Annotated[bool, typer.Option("--unlimited", help="Take all limits away")] = False,
 ) -> None:
     """Show or set what a month, or a project, may spend.
