@@ -25,14 +25,26 @@ class BudgetLimits(BaseModel):
     usd: Annotated[Decimal, Field(gt=0, le=1_000_000, max_digits=14, decimal_places=6, examples=["50.00"])] | None = (
         None
     )
+    seconds: (
+        Annotated[
+            int,
+            Field(
+                ge=1, le=2_678_400, examples=[36_000], description="Of work, the time that runs are driven by a worker"
+            ),
+        ]
+        | None
+    ) = None
 
     def wanted(self) -> budgets.Limits:
         """As the operation takes them."""
-        return budgets.Limits(self.tokens, self.usd)
+        return budgets.Limits(self.tokens, self.usd, self.seconds)
 
 
 class BudgetView(BaseModel):
-    """Limits with what is spent and what calls in flight hold; money has six decimals, null spend: never limited."""
+    """Limits with what is spent and what calls in flight and runs that work hold.
+
+    Money and seconds that are spent or held have six decimals; null spend: never limited.
+    """
 
     scope: str = Field(examples=["project"])
     name: str | None = Field(description="`all`, or the month as 2026-11; null where no limit was ever set")

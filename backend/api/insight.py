@@ -34,6 +34,7 @@ class CostLine(BaseModel):
     tokens_output: int
     tokens_cached: int
     cost_usd: Money
+    seconds: str = Field(examples=["12.500000"], description="From sending to the end of each call, added up")
 
 
 class Cost(BaseModel):

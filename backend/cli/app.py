@@ -263,16 +263,18 @@ def budget(
     project: Annotated[str | None, typer.Option(help="Id of a project; else the calendar month is meant")] = None,
     usd: Annotated[str | None, typer.Option(help="Most money in all, such as 50.00")] = None,
     tokens: Annotated[int | None, typer.Option(min=1, help="Most tokens in all")] = None,
-    unlimited: Annotated[bool, typer.Option("--unlimited", help="Take both limits away")] = False,
+    seconds: Annotated[int | None, typer.Option(min=1, max=50_000_000, help="Most seconds of work in all")] = None,
+    unlimited: Annotated[bool, typer.Option("--unlimited", help="Take all limits away")] = False,
 ) -> None:
     """Show or set what a month, or a project, may spend.
 
-    Both limits are set together: one that is not named is taken away.
+    The limits are set together: one that is not named is taken away.
     """
     from backend.cli.steer import budget as work
+    from backend.operations.budgets import Limits
 
-    money = None if usd is None else given.money_of(usd, "--usd")
-    raise typer.Exit(work(project, money, tokens, change=unlimited or money is not None or tokens is not None))
+    limits = Limits(tokens, None if usd is None else given.money_of(usd, "--usd"), seconds)
+    raise typer.Exit(work(project, limits, change=unlimited or limits != Limits()))
 
 
 @app.command()

@@ -99,9 +99,8 @@ def waive(name: str, by: str, reason: str, until: datetime) -> int:
     return do(work)
 
 
-def budget(project: str | None, usd: Decimal | None, tokens: int | None, *, change: bool) -> int:
+def budget(project: str | None, limits: budgets.Limits, *, change: bool) -> int:
     """Show or set the limits of a project, or of the month."""
-    limits = budgets.Limits(tokens, usd)
 
     async def work(company: Company) -> dict[str, Any]:
         async with transaction(company.sessions, company.bell) as session:
@@ -113,7 +112,7 @@ def budget(project: str | None, usd: Decimal | None, tokens: int | None, *, chan
             return await budgets.of_project(session, owner)
 
     facts = do(work)
-    for unit in ("usd", "tokens"):
+    for unit in ("usd", "tokens", "seconds"):
         most = facts["limits"][unit]
         spent = f", spent {facts['spent'][unit]}, held {facts['held'][unit]}" if facts["spent"] else ""
         screen().print(Text(f"{unit}: {'no limit' if most is None else f'at most {most}'}{spent}"))

@@ -59,6 +59,15 @@ def limit_asked_for(key: str) -> Limit | None:
     return Limit(scope, parts[2], next(known for known in _MOST if known == parts[3]))
 
 
+def used_up(limit: Limit, most: object) -> str:
+    """A sentence on a limit in seconds of which nothing is left; what others hold of it counts as used."""
+    if limit.scope == "run":
+        return f"The run has worked for its {most} seconds."
+    if limit.scope == "run_role":
+        return f"The calls of {limit.whose} have taken its {most} seconds."
+    return f"Nothing is left of the {most} seconds that {limit.whose} may be worked on."
+
+
 def breach(first: Mapping[str, Any], *, unpriced: str | None) -> BudgetReached:
     """What a refused reservation means, from the first limit that it would have passed.
 
@@ -68,7 +77,7 @@ def breach(first: Mapping[str, Any], *, unpriced: str | None) -> BudgetReached:
     if unpriced is not None and limit.unit == "usd":
         return BudgetReached(f"{unpriced} The limit in USD of {limit.whose} could not be kept without.", limit)
     if limit.unit == "seconds":
-        return BudgetReached(f"The run has worked for its {first['most']} seconds: raise the limit to go on.", limit)
+        return BudgetReached(f"{used_up(limit, first['most'])[:-1]}: raise the limit to go on.", limit)
     left = Decimal(str(first["most"])) - Decimal(str(first["spent"])) - Decimal(str(first["held"]))
     return BudgetReached(
         f"The next call may need {first['wanted']} {limit.unit}, but of the {first['most']} {limit.unit} of "

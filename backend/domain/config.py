@@ -118,6 +118,8 @@ class Cap(Section):
 
     tokens: Tokens | None = None
     usd: Usd | None = None
+    seconds: Annotated[Seconds | None, Field(exclude_if=lambda value: value is None)] = None
+    """Of its model calls, added up: calls at the same time each count."""
 
 
 class BudgetConfig(Section):

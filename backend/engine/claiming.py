@@ -16,6 +16,7 @@ import orjson
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from backend.adapters.db import grants
 from backend.adapters.db.checkpointer import LeaseLost
 from backend.adapters.db.engine import Sessions, transaction
 from backend.adapters.db.tables import DeadLetter, ProjectRun
@@ -53,7 +54,10 @@ _TAKE = (
     " t.correlation_id, t.graph, t.graph_version, t.lease_epoch, t.head_checkpoint_id AS head, t.requested, t.claims,"
     " t.prompts::text AS pins,"
     " t.limit_seconds, (t.limit_seconds - t.spent_seconds)::double precision AS seconds_left, t.first,"
-    " (SELECT monthly_budget_usd IS NOT NULL FROM tenants WHERE id = t.tenant_id) AS capped, p.name AS project_name"
+    " (SELECT monthly_budget_usd IS NOT NULL OR monthly_budget_seconds IS NOT NULL FROM tenants"
+    " WHERE id = t.tenant_id) AS capped, p.name AS project_name,"
+    f" EXISTS (SELECT FROM budgets b WHERE b.limit_seconds IS NOT NULL AND ({grants.SHARED.format(run='t')})) OR EXISTS"
+    " (SELECT FROM tenants WHERE id = t.tenant_id AND monthly_budget_seconds IS NOT NULL) AS timed"
     " FROM taken t JOIN projects p ON p.id = t.project_id"
 )
 # A statement of its own: one that had to wait for the row's lock would not see what was committed meanwhile.
@@ -87,6 +91,8 @@ class Claimed:
     requested: Request
     seconds_left: float | None
     limit_seconds: int | None
+    timed: bool
+    """Whether it shares a limit in seconds with other runs."""
     answers: Mapping[str, Answer]
     waived: frozenset[str]
     """Findings that a person waived, as long as the waiver holds, or called false."""
@@ -185,6 +191,7 @@ def _claimed(
         requested=Request(row["requested"]),
         seconds_left=row["seconds_left"],
         limit_seconds=row["limit_seconds"],
+        timed=row["timed"],
         answers={key: Answer(key, *said) for key, said in answers.items()},
         waived=frozenset(past["waived"] if past is not None else ()),
         degraded=past is not None and past["degraded"],

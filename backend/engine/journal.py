@@ -7,14 +7,14 @@ anybody uses it. A visit that runs again is answered from what is written down.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 import logging
 import random
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 from uuid import UUID, uuid5
 
 import asyncpg
@@ -26,8 +26,7 @@ from backend.adapters.db.calls import Attempt, Outcome
 from backend.adapters.db.checkpointer import LeaseLost
 from backend.adapters.db.checkpointer.sending import fetch, persist
 from backend.adapters.db.projection import mended
-from backend.adapters.llm.prices import price
-from backend.domain.budget import breach
+from backend.domain.budget import BudgetReached, Limit, breach
 from backend.domain.config import RunConfig
 from backend.domain.event import EVENT_TYPES
 from backend.domain.ids import task_id
@@ -40,21 +39,32 @@ from backend.domain.model import (
     ModelRequest,
     Position,
     Quote,
-    ToolCall,
-    Usage,
 )
 from backend.domain.model_choice import choices
-from backend.domain.ports import StepFailed, Visit
+from backend.domain.ports import Visit
 from backend.domain.retry import NextChoice, Retry, decide
 from backend.domain.words import Token
 from backend.engine.leases import Lease
+from backend.engine.outcomes import (
+    at_its_ceiling,
+    ceiling,
+    events_of,
+    failed,
+    given_up,
+    longest,
+    replayed_from,
+    reply_of,
+    request_hash,
+    response_of,
+    timed,
+    unpriced_model,
+    who_asked,
+)
 from backend.engine.speech import Say, Speech
-from backend.errors import CompanyError, Unavailable
+from backend.errors import CompanyError
 from backend.operations.ledger import CANCELLED, GONE
 
 _log = logging.getLogger(__name__)
-_MARKS = frozenset({"usage_estimated", "ceiling_booked", "recorded_cost_usd"})
-"""What the gateway says of a reply beside it, and people want to find again."""
 
 _JOURNAL = (
     "SELECT ordinal, max(attempt) AS attempt, jsonb_agg(jsonb_build_array(request_hash, response, provider, model)"
@@ -62,9 +72,18 @@ _JOURNAL = (
     " FROM model_calls WHERE run_id = $1 AND node = $2 AND visit = $3 GROUP BY ordinal"
 )
 _RESERVED = (
-    "SELECT 1 AS fenced, id AS call, true AS money_counts FROM model_calls WHERE run_id = $1 AND lease_epoch = $2"
-    " AND node = $3 AND visit = $4 AND ordinal = $5 AND attempt = $6 AND status = 'reserved'"
+    "SELECT 1 AS fenced, id AS call, true AS money_counts, nullif(reserved_seconds, 0)::double precision AS seconds"
+    " FROM model_calls WHERE run_id = $1 AND lease_epoch = $2 AND node = $3 AND visit = $4 AND ordinal = $5"
+    " AND attempt = $6 AND status = 'reserved'"
 )
+
+
+class _Reserved(NamedTuple):
+    """A call that is written down: its row, whether any limit in USD counts it, how long it may take by its role's."""
+
+    call: UUID
+    money_counts: bool
+    seconds: float | None
 
 
 class Transport(Protocol):
@@ -102,7 +121,14 @@ class Books:
     wake: Callable[[], None] = lambda: None
     say: Say | None = None
     degraded: bool = False
+    more_time: Callable[[], Awaitable[bool]] | None = None
+    """Gets the run more of the time that it shares with others; see `backend.engine.worktime`."""
     in_flight: set[asyncio.Task[Exchange]] = field(default_factory=set)
+    holding: int = 0
+    """How many calls hold something now."""
+    settled: int = 0
+    """How many calls have let go of what they held."""
+    let_go: asyncio.Condition = field(default_factory=asyncio.Condition)
 
     async def cut_calls(self) -> None:
         """Cut every call that is on its way, and book its ceiling."""
@@ -129,7 +155,7 @@ class Journal:
         ordinal, hashed = self._ordinal, request_hash(request)
         earlier = (await self._journal()).get(ordinal)
         before, self._said = self._said, request.messages
-        replayed = _replayed(earlier, hashed)
+        replayed = replayed_from(earlier, hashed)
         if replayed is not None:
             metrics.call_replayed(str(request.role), replayed.model)
             return replayed
@@ -182,9 +208,9 @@ class Journal:
                 elif isinstance(decision, NextChoice):
                     place, tries = place + 1, 0
                 else:
-                    raise _given_up(failure, choice) from failure
+                    raise given_up(failure, choice) from failure
             else:
-                return reply_of(_response(exchange), choice.provider, exchange.model)
+                return reply_of(response_of(exchange), choice.provider, exchange.model)
 
     def _attempt(
         self,
@@ -206,6 +232,7 @@ class Journal:
             prompt_hash=request.prompt_hash,
             task_id=task_id(books.lease.fence.run_id, position.task_key) if position.task_key else None,
             request=written,
+            seconds=longest(choice, books.config),
         )
 
     async def _shielded(self, request: ModelRequest, attempt: Attempt) -> Exchange:
@@ -224,19 +251,44 @@ class Journal:
     async def _reserve_and_send(self, request: ModelRequest, attempt: Attempt, gone: asyncio.Event) -> Exchange:
         reserving = asyncio.ensure_future(self._reserve(attempt))
         try:
-            call, money_counts = await asyncio.shield(reserving)
+            reserved = await asyncio.shield(reserving)
         except asyncio.CancelledError:
             gone.set()
-            call, money_counts = await reserving
+            reserved = await reserving
         if gone.is_set():
             # The node was cut while its call was being reserved, which nobody can take back half way.
-            await self._book(attempt, call, Outcome("released", error=GONE), None)
+            await self._book(attempt, reserved.call, Outcome("released", error=GONE), None)
             raise asyncio.CancelledError
         crash_point("reserve")
-        return await self._exchange(request, attempt, call, money_counts=money_counts)
+        return await self._exchange(request, attempt, reserved)
 
-    async def _reserve(self, attempt: Attempt) -> tuple[UUID, bool]:
-        """Hold the worst case; returns the call's row, and whether any limit in USD counts it."""
+    async def _reserve(self, attempt: Attempt) -> _Reserved:
+        """Hold the worst case, waiting for time that other calls may leave; raises `BudgetReached`."""
+        books = self._books
+        while True:
+            settled = books.settled
+            row = await self._try_to_reserve(attempt)
+            if row["call"] is not None:
+                books.holding += 1
+                return _Reserved(row["call"], row["money_counts"], row["seconds"])
+            first = json.loads(row["breaches"])[0]
+            if first["unit"] != "seconds" or not await self._more_time(first, settled):
+                raise breach(first, unpriced=unpriced_model(attempt))
+
+    async def _more_time(self, first: Mapping[str, Any], settled: int) -> bool:
+        """Whether there may be time now of which there was none: left by other calls of the role, or granted."""
+        books = self._books
+        if first["scope"] == "run_role" and Decimal(str(first["spent"])) < first["most"] and books.holding:
+
+            async def others_let_go() -> None:
+                async with books.let_go:
+                    await books.let_go.wait_for(lambda: books.settled != settled)
+
+            await books.lease.patient(others_let_go())
+            return True
+        return first["scope"] in {"project", "tenant_month"} and books.more_time is not None and await books.more_time()
+
+    async def _try_to_reserve(self, attempt: Attempt) -> Any:
         try:
             row = await fetch(self._books.pool, *calls.reserve(self._books.lease.fence, attempt))
         except asyncpg.UniqueViolationError:
@@ -244,50 +296,64 @@ class Journal:
             row = await fetch(self._books.pool, _RESERVED, self._key(attempt))
         if not row["fenced"]:
             raise LeaseLost("The run has another owner.")
-        if row["call"] is None:
-            raise breach(json.loads(row["breaches"])[0], unpriced=_unpriced(attempt))
-        return row["call"], row["money_counts"]
+        return row
 
     def _key(self, attempt: Attempt) -> tuple[Any, ...]:
         position, fence = attempt.position, self._books.lease.fence
         return fence.run_id, fence.epoch, position.node, position.visit, position.ordinal, attempt.number
 
-    async def _exchange(self, request: ModelRequest, attempt: Attempt, call: UUID, *, money_counts: bool) -> Exchange:
-        books = self._books
+    async def _exchange(self, request: ModelRequest, attempt: Attempt, reserved: _Reserved) -> Exchange:
+        books, call = self._books, reserved.call
         # A worker that was frozen since it reserved must not send: by now another one may have asked.
         books.lease.confirm()
         speech = self._speech(attempt)
         listen = None if speech is None else speech.hear
+        began = time.monotonic()
+        # What may take no longer than its provider allows is ended there.
+        cut = reserved.seconds if reserved.seconds is not None and reserved.seconds < attempt.seconds else None
         try:
-            exchange = await books.transport.send(attempt.choice, request, attempt.position, books.config, listen)
+            async with asyncio.timeout(cut) as left:
+                exchange = await books.transport.send(attempt.choice, request, attempt.position, books.config, listen)
         except CallFailed as failure:
-            await self._book(attempt, call, _failed(failure, attempt, books.config), None)
+            await self._book(attempt, call, timed(failed(failure, attempt, books.config), attempt, began), None)
             raise
+        except TimeoutError as over:
+            if not left.expired():
+                raise
+            reached = await self._cut_off(attempt, call, began)
+            raise reached from over
         except asyncio.CancelledError:
-            await self._book(attempt, call, _ceiling(attempt, CANCELLED), None)
+            await self._book(attempt, call, timed(ceiling(attempt, CANCELLED), attempt, began), None)
             raise
         finally:
             if speech is not None:
                 speech.end()
-        if money_counts:
-            exchange = _at_its_ceiling(exchange, attempt.quote)
+        if reserved.money_counts:
+            exchange = at_its_ceiling(exchange, attempt.quote)
         crash_point("response")
         done = Outcome(
             "done",
             exchange.usage,
             exchange.cost_usd,
-            response=mended(_response(exchange)),
+            response=mended(response_of(exchange)),
             latency_ms=round(exchange.latency_seconds * 1000),
         )
-        await self._book(attempt, call, done, exchange)
+        await self._book(attempt, call, timed(done, attempt, began), exchange)
         crash_point("booked")
         return exchange
+
+    async def _cut_off(self, attempt: Attempt, call: UUID, began: float) -> BudgetReached:
+        """Book the ceiling of a call that took all the time that its role had left."""
+        limit = Limit("run_role", attempt.role, "seconds")
+        said = f"The role {attempt.role} had no more time left."
+        await self._book(attempt, call, timed(ceiling(attempt, said), attempt, began), None)
+        return BudgetReached(said, limit)
 
     def _speech(self, attempt: Attempt) -> Speech | None:
         books = self._books
         if books.say is None or not books.config.models.providers[attempt.choice.provider].stream:
             return None
-        told = _who_asked(attempt)
+        told = who_asked(attempt)
         return Speech(books.say, {"run_id": str(books.lease.fence.run_id), **told})
 
     async def _book(self, attempt: Attempt, call: UUID, outcome: Outcome, exchange: Exchange | None) -> None:
@@ -296,11 +362,16 @@ class Journal:
             books.lease.fence,
             call,
             outcome,
-            _events(attempt, outcome),
+            events_of(attempt, outcome),
             shares=books.config.budget.warn_at,
             instance=books.instance,
         )
-        row = await fetch(books.pool, *statement)
+        try:
+            row = await fetch(books.pool, *statement)
+        finally:
+            async with books.let_go:
+                books.holding, books.settled = books.holding - 1, books.settled + 1
+                books.let_go.notify_all()
         if not row["fenced"]:
             raise LeaseLost("The run has another owner.")
         usage = outcome.usage
@@ -345,145 +416,3 @@ async def _record(books: Books, identity: UUID, event_type: str, told: Mapping[s
     except asyncpg.UniqueViolationError:
         _log.debug("An earlier sending of the event %s was on its way still when it was sent again.", event_type)
     books.wake()
-
-
-def request_hash(request: ModelRequest) -> str:
-    """The sha256 of what a request asks, whoever answers it.
-
-    The contents of tool messages are left out: they follow from earlier replies, and differ in timings when tools run
-    again after a crash.
-    """
-    messages = [
-        {key: value for key, value in message.items() if key != "content" or message.get("role") != "tool"}
-        for message in request.messages
-    ]
-    asked = {
-        "role": str(request.role),
-        "messages": messages,
-        "tools": request.tools,
-        "tool_choice": request.tool_choice,
-        "prompt_hash": request.prompt_hash,
-    }
-    return hashlib.sha256(json.dumps(asked, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-def _replayed(earlier: Any, hashed: str) -> ModelReply | None:
-    for known, response, provider, model in json.loads(earlier["done"]) if earlier and earlier["done"] else ():
-        if known == hashed:
-            return reply_of(response, provider, model)
-    return None
-
-
-def _response(exchange: Exchange) -> dict[str, Any]:
-    return {
-        "content": exchange.content,
-        "tool_calls": [asdict(call) for call in exchange.tool_calls],
-        "finish_reason": exchange.finish_reason,
-        "usage": asdict(exchange.usage),
-        "cost_usd": str(exchange.cost_usd),
-        "model": exchange.model,
-        "marks": {key: value for key, value in exchange.raw.items() if key in _MARKS},
-    }
-
-
-def reply_of(response: Mapping[str, Any], provider: str, model: str) -> ModelReply:
-    """The reply that a journalled response is."""
-    tool_calls = tuple(ToolCall(**call) for call in response["tool_calls"])
-    message: Message = {"role": "assistant", "content": response["content"] or None}
-    if tool_calls:
-        message["tool_calls"] = [
-            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
-            for call in tool_calls
-        ]
-    return ModelReply(
-        content=response["content"],
-        tool_calls=tool_calls,
-        finish_reason=response["finish_reason"],
-        usage=Usage(**response["usage"]),
-        provider=provider,
-        model=response.get("model") or model,
-        cost_usd=Decimal(response["cost_usd"]),
-        message=message,
-    )
-
-
-def _failed(failure: CallFailed, attempt: Attempt, config: RunConfig) -> Outcome:
-    if failure.billed is not None:
-        priced = price(config, attempt.choice.provider, attempt.choice.model)
-        cost = priced.cost(failure.billed) if priced is not None else Decimal(0)
-        return Outcome("failed", failure.billed, cost, error=mended(failure.message))
-    if failure.may_be_billed:
-        return _ceiling(attempt, failure.message)
-    return Outcome("failed", error=mended(failure.message))
-
-
-def _ceiling(attempt: Attempt, error: str) -> Outcome:
-    quote = attempt.quote
-    return Outcome(
-        "failed", Usage(quote.input_tokens, quote.max_output_tokens), quote.usd or Decimal(0), error=mended(error)
-    )
-
-
-def _at_its_ceiling(exchange: Exchange, quote: Quote) -> Exchange:
-    """What is booked of a reply that names no usage where money is limited: an estimate could understate it.
-
-    A model without a price, or for nothing, stays with the estimate.
-    """
-    if not exchange.raw.get("usage_estimated") or not quote.usd:
-        return exchange
-    most = Usage(
-        max(exchange.usage.input_tokens, quote.input_tokens), max(exchange.usage.output_tokens, quote.max_output_tokens)
-    )
-    cost = max(exchange.cost_usd, quote.usd)
-    return replace(exchange, usage=most, cost_usd=cost, raw={**exchange.raw, "ceiling_booked": True})
-
-
-def _events(attempt: Attempt, outcome: Outcome) -> list[tuple[str, dict[str, Any]]]:
-    usage = outcome.usage
-    told = _who_asked(attempt) | {
-        "tokens_input": usage.input_tokens,
-        "tokens_output": usage.output_tokens,
-        "cost_usd": str(outcome.cost_usd),
-    }
-    marks = (outcome.response or {}).get("marks", {})
-    if marks.get("usage_estimated"):
-        told["usage"] = "ceiling" if marks.get("ceiling_booked") else "estimated"
-    if outcome.status == "released":
-        return []
-    listed = [("model.called", told) if outcome.status == "done" else ("model.failed", told | {"error": outcome.error})]
-    over_tokens = usage.total - attempt.quote.tokens
-    over_usd = outcome.cost_usd - (attempt.quote.usd or outcome.cost_usd)
-    if over_tokens > 0 or over_usd > 0:
-        excess = {"tokens": max(0, over_tokens), "usd": str(max(Decimal(0), over_usd))}
-        listed.append(("budget.excess_billed", told | excess))
-    return listed
-
-
-def _who_asked(attempt: Attempt) -> dict[str, Any]:
-    position = attempt.position
-    return {
-        "role": attempt.role,
-        "provider": attempt.choice.provider,
-        "model": attempt.choice.model,
-        "node": position.node,
-        "visit": position.visit,
-        "task": position.task_key,
-        "ordinal": position.ordinal,
-        "attempt": attempt.number,
-    }
-
-
-def _unpriced(attempt: Attempt) -> str | None:
-    if attempt.quote.usd is not None:
-        return None
-    model, provider = attempt.choice.model, attempt.choice.provider
-    return f"Nothing prices the model {model} of provider {provider}: set models.prices.{model}."
-
-
-def _given_up(failure: CallFailed, choice: Choice) -> Exception:
-    if failure.kind == "not_covered":
-        return StepFailed("not_covered", failure.message)
-    return Unavailable(
-        f"No model answered; the last try was {choice.model} of {choice.provider}: {failure.message}",
-        code="model_unavailable",
-    )

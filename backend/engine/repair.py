@@ -75,14 +75,17 @@ _TOTALS = text(
 )
 _ROLES = text(
     "UPDATE budgets b SET spent_tokens = s.tokens, spent_usd = s.usd, reserved_tokens = s.held,"
-    " reserved_usd = s.held_usd"
+    " reserved_usd = s.held_usd, spent_seconds = s.seconds, reserved_seconds = s.held_seconds"
     " FROM (SELECT o.id, coalesce(sum(c.tokens_input + c.tokens_output), 0) AS tokens, coalesce(sum(c.cost_usd), 0) AS"
     " usd, coalesce(sum(c.reserved_tokens) FILTER (WHERE c.status = 'reserved'), 0) AS held,"
-    " coalesce(sum(c.reserved_usd) FILTER (WHERE c.status = 'reserved'), 0) AS held_usd FROM budgets o"
+    " coalesce(sum(c.reserved_usd) FILTER (WHERE c.status = 'reserved'), 0) AS held_usd, coalesce(sum(c.seconds), 0)"
+    " AS seconds, coalesce(sum(c.reserved_seconds) FILTER (WHERE c.status = 'reserved'), 0) AS held_seconds"
+    " FROM budgets o"
     " LEFT JOIN model_calls c ON c.run_id = o.owner_id AND c.role = o.name"
     " WHERE o.scope = 'run_role' AND o.owner_id = :run GROUP BY o.id) s"
-    " WHERE b.id = s.id AND (b.spent_tokens, b.spent_usd, b.reserved_tokens, b.reserved_usd)"
-    " IS DISTINCT FROM (s.tokens::bigint, s.usd, s.held::bigint, s.held_usd) RETURNING b.name"
+    " WHERE b.id = s.id AND (b.spent_tokens, b.spent_usd, b.reserved_tokens, b.reserved_usd, b.spent_seconds,"
+    " b.reserved_seconds) IS DISTINCT FROM (s.tokens::bigint, s.usd, s.held::bigint, s.held_usd, s.seconds,"
+    " s.held_seconds) RETURNING b.name"
 )
 
 
@@ -130,6 +133,31 @@ async def _let_go(session: AsyncSession, run_id: UUID) -> str | None:
     if run.status == "QUEUED":
         ring_after_commit(session, run_id)
     return _told(session, run, "lease", before, {"lease_owner": None, "claims": 0})
+
+
+async def _end_grant(session: AsyncSession, run_id: UUID) -> str | None:
+    run = await locked(session, run_id)
+    if run.granted_until is None or (run.status == "RUNNING" and run.lease_owner is not None):
+        return None
+    before = {"granted_until": run.granted_until}
+    # The database books a grant wherever a lease ends.
+    run.lease_epoch += 1
+    await session.flush()
+    await session.refresh(run)
+    return _told(session, run, "grant", before, {"granted_until": run.granted_until})
+
+
+_GRANTED = text(
+    "UPDATE budgets b SET reserved_seconds = (SELECT coalesce(sum(extract(epoch FROM granted_until - granted_at)), 0)"
+    " FROM project_runs WHERE b.id = ANY (granted_budgets)) WHERE id = :budget RETURNING name, reserved_seconds"
+)
+
+
+async def _recount_granted(session: AsyncSession, budget_id: UUID) -> str | None:
+    # Nobody gets a grant or gives one back meanwhile; whoever is about to has waited for the row before this sum.
+    await session.execute(text("LOCK TABLE budgets IN EXCLUSIVE MODE"))
+    name, held = (await session.execute(_GRANTED, {"budget": budget_id})).one()
+    return f"{name} holds {held} seconds"
 
 
 async def _name_active(session: AsyncSession, run_id: UUID) -> str | None:
@@ -185,7 +213,25 @@ RULES: tuple[Rule, ...] = (
         " AND (c.lease_epoch <> r.lease_epoch OR r.ended_at IS NOT NULL)",
         _release_reservations,
     ),
-    Rule("totals", "Totals become the sum of the calls.", "SELECT DISTINCT run_id FROM v_ledger_check", _recount),
+    Rule(
+        "granted",
+        "The time that was granted to a run which nobody holds is booked, and the rest given back.",
+        "SELECT id FROM project_runs WHERE granted_until IS NOT NULL AND (status <> 'RUNNING' OR lease_owner IS NULL)",
+        _end_grant,
+    ),
+    Rule(
+        "held-seconds",
+        "The time that projects and months hold becomes what their runs are granted.",
+        "SELECT b.id FROM budgets b WHERE b.scope <> 'run_role' AND b.reserved_seconds <> (SELECT coalesce(sum(extract("
+        "epoch FROM granted_until - granted_at)), 0) FROM project_runs WHERE b.id = ANY (granted_budgets))",
+        _recount_granted,
+    ),
+    Rule(
+        "totals",
+        "Totals become the sum of the calls.",
+        "SELECT DISTINCT run_id FROM v_ledger_check WHERE run_id IS NOT NULL",
+        _recount,
+    ),
     Rule(
         "project-totals",
         "What a project has spent becomes the sum of its runs.",

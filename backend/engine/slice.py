@@ -40,6 +40,7 @@ from backend.engine.leases import BEFORE_THE_NEXT_CALL, Lease
 from backend.engine.leftovers import Leftovers
 from backend.engine.loader import Graphs
 from backend.engine.prompts import Library
+from backend.engine.worktime import WorkTime
 from backend.errors import CompanyError, LimitReached
 from backend.settings import EngineSettings
 
@@ -99,6 +100,14 @@ class Slice:
         self._seats: Seats | None = None
         self._superstep_began = self._superstep_until = time.monotonic()
         run_id = claimed.facts.run_id
+        self._time = WorkTime(
+            shared.pool,
+            lease,
+            piece=min(shared.settings.lease_seconds, shared.settings.slice_seconds),
+            shares=claimed.facts.config.budget.warn_at,
+            instance=shared.owner,
+            wake=self._wake,
+        )
         self._books = Books(
             pool=shared.pool,
             lease=lease,
@@ -108,6 +117,7 @@ class Slice:
             wake=self._wake,
             say=partial(shared.bell.say, run_id),
             degraded=claimed.degraded,
+            more_time=self._time.renew,
         )
         self._run_id = run_id
         self._background: set[asyncio.Task[None]] = set()
@@ -120,6 +130,7 @@ class Slice:
                 self._asked, self._interrupts = False, {}
                 self._lease.go_on()
         finally:
+            self._time.stop()
             for timer in timers:
                 timer.cancel()
 
@@ -199,6 +210,8 @@ class Slice:
     async def _stream(self) -> None:
         claimed, shared = self._claimed, self._shared
         facts = claimed.facts
+        if claimed.timed and not await self._time.renew():
+            raise Held("seconds")
         spec = shared.graphs.find(claimed.graph, claimed.graph_version)
         prompts = await shared.library.open(claimed.pins)
         bench = await shared.workbenches(facts)
@@ -303,6 +316,8 @@ class Slice:
         reason = self._lease.reason
         if reason == "stop":
             await self._end(_End(RunStatus.STOPPED_USER, "stopped_by_person", "Somebody stopped the run."))
+        elif reason == "seconds" and self._time.reached is not None:
+            return await self._pass_budget_gate(str(self._time.reached), self._time.reached.limit)
         elif reason == "seconds":
             return await self._pass_budget_gate(
                 f"The run has worked for its {self._claimed.limit_seconds} seconds.", Limit("run", "all", "seconds")

@@ -26,19 +26,27 @@ _OPEN = text(
     " THEN run_id IN (SELECT id FROM project_runs WHERE project_id = :owner)"
     " ELSE to_char(created_at AT TIME ZONE 'UTC', 'YYYY-MM') = :name END ON CONFLICT DO NOTHING"
 )
+_BEGIN = text(
+    "UPDATE budgets b SET spent_seconds = greatest(b.spent_seconds, (SELECT coalesce(sum(r.spent_seconds), 0)"
+    " FROM project_runs r WHERE r.tenant_id = :tenant AND CASE WHEN :scope = 'project' THEN r.project_id = :owner"
+    " ELSE coalesce(r.ended_at, clock_timestamp()) >= date_trunc('month', clock_timestamp(), 'UTC') END))"
+    " WHERE scope = :scope AND owner_id = :owner AND name = :name AND limit_seconds IS NULL"
+)
+"""Runs do not say in which month they worked: one that worked on in this one counts with all of its time."""
 _HELD = text(
-    "SELECT coalesce(reserved_tokens > :tokens, false) OR coalesce(reserved_usd > :usd, false) FROM budgets"
+    "SELECT coalesce(reserved_tokens > :tokens, false) OR coalesce(reserved_usd > :usd, false)"
+    " OR coalesce(reserved_seconds > :seconds, false) FROM budgets"
     " WHERE scope = :scope AND owner_id = :owner AND name = :name FOR NO KEY UPDATE"
 )
 _SET = text(
-    "UPDATE budgets SET limit_tokens = :tokens, limit_usd = :usd"
+    "UPDATE budgets SET limit_tokens = :tokens, limit_usd = :usd, limit_seconds = :seconds"
     " WHERE scope = :scope AND owner_id = :owner AND name >= :name"
 )
 """Of a month: also what is opened already of the next one."""
-_STANDING = text("UPDATE tenants SET monthly_budget_usd = :usd WHERE id = :tenant")
+_STANDING = text("UPDATE tenants SET monthly_budget_usd = :usd, monthly_budget_seconds = :seconds WHERE id = :tenant")
 _SHOWN = text(
-    "SELECT name, limit_tokens, limit_usd, spent_tokens, spent_usd, reserved_tokens, reserved_usd FROM budgets"
-    " WHERE scope = :scope AND owner_id = :owner AND name = :name"
+    "SELECT name, limit_tokens, limit_usd, limit_seconds, spent_tokens, spent_usd, spent_seconds, reserved_tokens,"
+    " reserved_usd, reserved_seconds FROM budgets WHERE scope = :scope AND owner_id = :owner AND name = :name"
 )
 
 
@@ -48,6 +56,8 @@ class Limits:
 
     tokens: int | None = None
     usd: Decimal | None = None
+    seconds: int | None = None
+    """Of work: the time that runs are under a lease."""
 
 
 async def of_project(session: AsyncSession, project_id: UUID, *, tenant_id: UUID = DEFAULT_TENANT) -> dict[str, Any]:
@@ -66,8 +76,8 @@ async def limit_project(
 ) -> dict[str, Any]:
     """Set what all runs of a project may spend together, what they have spent included.
 
-    Counts from the next call on, of a run on its way too. Raises `NotFound`, and `Conflict` when calls in flight hold
-    more than the new limit.
+    Counts from the next call on, of a run on its way too. Raises `NotFound`, and `Conflict` when more than the new
+    limit is held by calls in flight, or granted to a run that works.
     """
     await projects.get(session, project_id, tenant_id=tenant_id)
     await _limit(session, {"tenant": tenant_id, "scope": "project", "owner": project_id, "name": "all"}, limits)
@@ -75,13 +85,14 @@ async def limit_project(
 
 
 async def limit_month(session: AsyncSession, limits: Limits, *, tenant_id: UUID = DEFAULT_TENANT) -> dict[str, Any]:
-    """Set what all runs may spend in this calendar month (UTC); the limit in USD stands for the months that follow too.
+    """Set what all runs may spend in this calendar month (UTC).
 
-    Raises `Conflict` when calls in flight hold more than the new limit.
+    The limits in USD and in seconds stand for the months that follow, too. Raises `Conflict` when more than the new
+    limit is held by calls in flight, or granted to runs that work.
     """
     month = str(await session.scalar(_MONTH))
     await _limit(session, {"tenant": tenant_id, "scope": "tenant_month", "owner": tenant_id, "name": month}, limits)
-    await session.execute(_STANDING, {"tenant": tenant_id, "usd": limits.usd})
+    await session.execute(_STANDING, {"tenant": tenant_id, "usd": limits.usd, "seconds": limits.seconds})
     return await _shown(session, "tenant_month", tenant_id, month)
 
 
@@ -91,24 +102,39 @@ async def _limit(session: AsyncSession, which: dict[str, Any], limits: Limits) -
         # and those that come wait before they look, and find the row. Locks on runs would miss one that just begins.
         await session.execute(_STILL)
         await session.execute(_OPEN, which)
-    wanted = {**which, "tokens": limits.tokens, "usd": limits.usd}
+    if limits.seconds is not None:
+        await session.execute(_BEGIN, which)
+    wanted = {**which, "tokens": limits.tokens, "usd": limits.usd, "seconds": limits.seconds}
     if await session.scalar(_HELD, wanted):
-        raise Conflict("Calls in flight hold more than this limit; wait for their end, or stop the run first.")
+        raise Conflict(
+            "Calls in flight, or runs that work, hold more than this limit; wait for their end, or stop the run first."
+        )
     await session.execute(_SET, wanted)
 
 
 async def _shown(session: AsyncSession, scope: str, owner: UUID, name: str) -> dict[str, Any]:
     row = (await session.execute(_SHOWN, {"scope": scope, "owner": owner, "name": name})).mappings().one_or_none()
     if row is None:
-        return {"scope": scope, "name": None, "limits": {"tokens": None, "usd": None}, "spent": None, "held": None}
+        never: dict[str, Any] = {"tokens": None, "usd": None, "seconds": None}
+        return {"scope": scope, "name": None, "limits": never, "spent": None, "held": None}
     return {
         "scope": scope,
         "name": row["name"],
-        "limits": {"tokens": row["limit_tokens"], "usd": _money(row["limit_usd"])},
-        "spent": {"tokens": row["spent_tokens"], "usd": _money(row["spent_usd"])},
-        "held": {"tokens": row["reserved_tokens"], "usd": _money(row["reserved_usd"])},
+        "limits": {
+            "tokens": row["limit_tokens"],
+            "usd": _exact(row["limit_usd"]),
+            "seconds": row["limit_seconds"],
+        },
+        **{
+            said: {
+                "tokens": row[f"{column}_tokens"],
+                "usd": _exact(row[f"{column}_usd"]),
+                "seconds": _exact(row[f"{column}_seconds"]),
+            }
+            for said, column in (("spent", "spent"), ("held", "reserved"))
+        },
     }
 
 
-def _money(amount: Decimal | None) -> str | None:
+def _exact(amount: Decimal | None) -> str | None:
     return None if amount is None else f"{amount:.6f}"

@@ -80,6 +80,7 @@ async def _side(
             func.sum(ModelCall.tokens_output).label("tokens_output"),
             func.sum(ModelCall.tokens_cached).label("tokens_cached"),
             cast(func.sum(ModelCall.cost_usd), Text).label("cost_usd"),
+            cast(func.sum(ModelCall.seconds), Text).label("seconds"),
         )
         .where(ModelCall.run_id == run_id)
         .group_by(*columns)

@@ -21,17 +21,19 @@ GONE = "The node ended before the call was sent; nothing was billed."
 CANCELLED = "The run was stopped while the call was in flight; the provider may have billed it: its ceiling is booked."
 
 _OPEN_ROLE = text(
-    "INSERT INTO budgets (tenant_id, scope, owner_id, name, limit_tokens, limit_usd)"
-    " VALUES (:tenant, 'run_role', :run, :role, :tokens, :usd) ON CONFLICT DO NOTHING"
+    "INSERT INTO budgets (tenant_id, scope, owner_id, name, limit_tokens, limit_usd, limit_seconds)"
+    " VALUES (:tenant, 'run_role', :run, :role, :tokens, :usd, :seconds) ON CONFLICT DO NOTHING"
 )
 _OPEN_MONTH = text(
-    "INSERT INTO budgets (tenant_id, scope, owner_id, name, limit_usd, spent_tokens, spent_usd)"
-    " SELECT t.id, 'tenant_month', t.id, m.name, t.monthly_budget_usd, coalesce(sum(c.tokens_input + c.tokens_output),"
-    " 0), coalesce(sum(c.cost_usd), 0) FROM tenants t CROSS JOIN (SELECT DISTINCT to_char(d, 'YYYY-MM') AS name,"
+    "INSERT INTO budgets (tenant_id, scope, owner_id, name, limit_usd, limit_seconds, spent_tokens, spent_usd)"
+    " SELECT t.id, 'tenant_month', t.id, m.name, t.monthly_budget_usd, t.monthly_budget_seconds,"
+    " coalesce(sum(c.tokens_input + c.tokens_output), 0), coalesce(sum(c.cost_usd), 0)"
+    " FROM tenants t CROSS JOIN (SELECT DISTINCT to_char(d, 'YYYY-MM') AS name,"
     " date_trunc('month', d) AS first FROM unnest(ARRAY[clock_timestamp() AT TIME ZONE 'UTC',"
     " (clock_timestamp() + interval '1 day') AT TIME ZONE 'UTC']) d) m LEFT JOIN model_calls c ON c.tenant_id = t.id"
     " AND c.created_at AT TIME ZONE 'UTC' >= m.first AND c.created_at AT TIME ZONE 'UTC' < m.first + interval '1 month'"
-    " WHERE t.id = :tenant AND t.monthly_budget_usd IS NOT NULL GROUP BY t.id, m.name"
+    " WHERE t.id = :tenant AND (t.monthly_budget_usd IS NOT NULL OR t.monthly_budget_seconds IS NOT NULL)"
+    " GROUP BY t.id, m.name"
     " ON CONFLICT DO NOTHING"
 )
 _SETTLE_LOST = text(
@@ -41,9 +43,10 @@ _SETTLE_LOST = text(
     " settled AS (UPDATE model_calls c SET status = CASE WHEN l.billed THEN 'failed' ELSE 'released' END,"
     " error = CASE WHEN l.billed THEN :lost ELSE :unsent END, settled_at = clock_timestamp(),"
     " tokens_input = CASE WHEN l.billed THEN c.reserved_tokens ELSE 0 END,"
-    " cost_usd = CASE WHEN l.billed THEN c.reserved_usd ELSE 0 END FROM lost l WHERE c.id = l.id"
+    " cost_usd = CASE WHEN l.billed THEN c.reserved_usd ELSE 0 END,"
+    " seconds = CASE WHEN l.billed THEN c.reserved_seconds ELSE 0 END FROM lost l WHERE c.id = l.id"
     " RETURNING c.id, c.role, c.model, c.node, c.visit, c.created_at, l.billed, c.reserved_tokens, c.reserved_usd,"
-    " c.tokens_input, c.cost_usd),"
+    " c.tokens_input, c.cost_usd, c.seconds, c.reserved_seconds),"
     " sums AS (SELECT count(*) AS settled, count(*) FILTER (WHERE billed) AS billed,"
     " sum(reserved_tokens) AS held_tokens, sum(reserved_usd) AS held_usd, sum(tokens_input) AS tokens,"
     " sum(cost_usd) AS usd FROM settled),"
@@ -52,7 +55,8 @@ _SETTLE_LOST = text(
     " reserved_usd = r.reserved_usd - s.held_usd, model_calls = r.model_calls + s.billed,"
     " event_seq = r.event_seq + s.billed FROM sums s WHERE r.id = :run AND s.settled > 0"
     " RETURNING r.id, r.tenant_id, r.project_id, r.correlation_id, r.event_seq),"
-    " counting AS (SELECT b.id AS budget, s.* FROM booked r CROSS JOIN settled s JOIN budgets b"
+    " counting AS (SELECT b.id AS budget, b.scope = 'run_role' AS timed, s.* FROM booked r"
+    " CROSS JOIN settled s JOIN budgets b"
     " ON (b.scope = 'run_role' AND b.owner_id = r.id AND b.name = s.role)"
     " OR (b.scope = 'project' AND b.owner_id = r.project_id) OR (b.scope = 'tenant_month'"
     " AND b.owner_id = r.tenant_id AND b.name = to_char(s.created_at AT TIME ZONE 'UTC', 'YYYY-MM'))),"
@@ -60,8 +64,11 @@ _SETTLE_LOST = text(
     " FOR NO KEY UPDATE),"
     " also_booked AS (UPDATE budgets b SET spent_tokens = b.spent_tokens + c.tokens, spent_usd = b.spent_usd + c.usd,"
     " reserved_tokens = greatest(0, b.reserved_tokens - c.held_tokens),"
-    " reserved_usd = greatest(0, b.reserved_usd - c.held_usd) FROM (SELECT budget, sum(tokens_input) AS tokens,"
-    " sum(cost_usd) AS usd, sum(reserved_tokens) AS held_tokens, sum(reserved_usd) AS held_usd FROM counting"
+    " reserved_usd = greatest(0, b.reserved_usd - c.held_usd), spent_seconds = b.spent_seconds + c.seconds,"
+    " reserved_seconds = greatest(0, b.reserved_seconds - c.held_seconds) FROM (SELECT budget,"
+    " coalesce(sum(seconds) FILTER (WHERE timed), 0) AS seconds, coalesce(sum(counting.reserved_seconds)"
+    " FILTER (WHERE timed), 0) AS held_seconds, sum(tokens_input) AS tokens, sum(cost_usd) AS usd,"
+    " sum(reserved_tokens) AS held_tokens, sum(reserved_usd) AS held_usd FROM counting"
     " JOIN beside ON beside.id = counting.budget GROUP BY budget) c WHERE b.id = c.budget),"
     " project_booked AS (UPDATE projects p SET spent_usd = p.spent_usd + s.usd FROM booked r, sums s"
     " WHERE p.id = r.project_id AND s.usd <> 0),"
@@ -77,9 +84,9 @@ _SETTLE_LOST = text(
 async def open_budgets(session: AsyncSession, tenant_id: UUID, run_id: UUID, config: RunConfig) -> None:
     """Make the rows of a run's role caps and of its tenant's month; those that are there stay."""
     for role, cap in config.budget.roles.items():
-        if cap.tokens is not None or cap.usd is not None:
-            values = {"tenant": tenant_id, "run": run_id, "role": str(role), "tokens": cap.tokens, "usd": cap.usd}
-            await session.execute(_OPEN_ROLE, values)
+        caps = {"tokens": cap.tokens, "usd": cap.usd, "seconds": cap.seconds}
+        if any(most is not None for most in caps.values()):
+            await session.execute(_OPEN_ROLE, {"tenant": tenant_id, "run": run_id, "role": str(role), **caps})
     await session.execute(_OPEN_MONTH, {"tenant": tenant_id})
 
 

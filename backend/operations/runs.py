@@ -28,14 +28,16 @@ from backend.domain.run import ENDED, MOVES, Request, RunStatus
 from backend.errors import Conflict, Fault, Invalid, NotFound
 from backend.operations import events, ledger, pages, projects
 
+_OWN = frozenset({"tenant_id", "idempotency_key", "granted_at", "granted_until", "granted_budgets"})
+"""What is nobody's business but the engine's."""
 VIEW = pages.View(
     ProjectRun,
-    leave_out=frozenset({"tenant_id", "idempotency_key"}),
+    leave_out=_OWN,
     more={"forecast": func.run_forecast(ProjectRun.id, type_=JSONB)},
 )
 LISTED = pages.View(
     ProjectRun,
-    leave_out=frozenset({"tenant_id", "idempotency_key", "config_snapshot", "prompts", "brief", "final_report"}),
+    leave_out=_OWN | {"config_snapshot", "prompts", "brief", "final_report"},
 )
 
 STARTABLE = frozenset({ProjectStatus.READY, ProjectStatus.COMPLETED, ProjectStatus.FAILED})

@@ -19,7 +19,7 @@ from backend.domain.model import Choice, Position, Quote, Usage
 _RUN = (
     "id, tenant_id, project_id, correlation_id, event_seq, limit_tokens, limit_usd, reserved_tokens, reserved_usd,"
     " spent_tokens_input + spent_tokens_output AS spent_tokens, spent_usd, limit_seconds, spent_seconds,"
-    " lease_expires_at"
+    " lease_expires_at, granted_until"
 )
 _SCOPES = (
     "(b.scope = 'run_role' AND b.owner_id = f.id AND b.name = {role})"
@@ -42,6 +42,8 @@ class Attempt:
     prompt_hash: str
     task_id: UUID | None
     request: Mapping[str, Any]
+    seconds: Decimal = Decimal(0)
+    """How long it may take at most, as a limit in seconds of its role counts it; 0: it takes none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +56,15 @@ class Outcome:
     response: Mapping[str, Any] | None = None
     error: str | None = None
     latency_ms: int | None = None
+    seconds: Decimal = Decimal(0)
+    """From sending to its end, on the monotonic clock; never more is booked than was held."""
 
 
 def reserve(fence: Fence, attempt: Attempt) -> tuple[str, list[Any]]:
     """Hold the worst case and write the call down; the row says `call` (its id) or `breaches`.
 
-    `money_counts`: whether a limit in USD, of whatever scope, counts the call.
+    `money_counts`: whether a limit in USD, of whatever scope, counts the call. `seconds`: how long it may take by the
+    limit of its role, null where there is none; a role that has less left than the call may take holds what it has.
     """
     statement = _fenced(fence)
     worked = _WORKED.format(ttl=statement.arg(fence.lease_seconds, "double precision"))
@@ -69,20 +74,29 @@ def reserve(fence: Fence, attempt: Attempt) -> tuple[str, list[Any]]:
     role = statement.arg(attempt.role, "text")
     scopes = _SCOPES.format(role=role, at="clock_timestamp()")
     statement.part("held", f"SELECT b.* FROM budgets b, fence f WHERE {scopes} ORDER BY b.id FOR NO KEY UPDATE OF b")
-    statement.part("limits", _LIMITS.format(tokens=tokens, usd=usd, worked=worked))
+    seconds = statement.arg(attempt.seconds, "numeric(14, 6)")
+    statement.part(
+        "timed",
+        f"SELECT least({seconds}, limit_seconds - spent_seconds - reserved_seconds) AS seconds FROM held"
+        f" WHERE scope = 'run_role' AND limit_seconds IS NOT NULL AND {seconds} > 0",
+    )
+    statement.part("limits", _LIMITS.format(tokens=tokens, usd=usd, worked=worked, seconds=seconds))
     statement.part(
         "breach",
         "SELECT * FROM limits WHERE most IS NOT NULL"
-        f" AND (spent + held + wanted > most OR (unit = 'usd' AND {unpriced}) OR (unit = 'seconds' AND spent >= most))",
+        f" AND (spent + held + wanted > most OR (unit = 'usd' AND {unpriced}) OR (unit = 'seconds' AND over))",
     )
     statement.part("go", "SELECT * FROM fence WHERE NOT EXISTS (SELECT FROM breach)")
     grow = f"reserved_tokens = t.reserved_tokens + {tokens}, reserved_usd = t.reserved_usd + {usd}"
     statement.part("run_held", f"UPDATE project_runs t SET {grow} FROM go WHERE t.id = go.id")
-    statement.part("also_held", f"UPDATE budgets t SET {grow} FROM go, held WHERE t.id = held.id")
-    statement.part("called", _insert_call(statement, fence, attempt, tokens=tokens, usd=usd, role=role))
+    timed = "coalesce((SELECT seconds FROM timed), 0)"
+    of_role = f"reserved_seconds = t.reserved_seconds + CASE t.scope WHEN 'run_role' THEN {timed} ELSE 0 END"
+    statement.part("also_held", f"UPDATE budgets t SET {grow}, {of_role} FROM go, held WHERE t.id = held.id")
+    statement.part("called", _insert_call(statement, fence, attempt, tokens=tokens, usd=usd, role=role, timed=timed))
     final = (
         "SELECT (SELECT count(*) FROM fence) AS fenced, (SELECT id FROM called) AS call,"
         " EXISTS (SELECT FROM limits WHERE unit = 'usd' AND most IS NOT NULL) AS money_counts,"
+        " (SELECT seconds FROM timed)::double precision AS seconds,"
         " (SELECT coalesce(jsonb_agg(to_jsonb(breach)), '[]') FROM breach) AS breaches"
     )
     return statement.text(final), statement.args
@@ -96,15 +110,23 @@ _WORKED = (
 
 _LIMITS = (
     "SELECT 'run' AS scope, 'all' AS name, 'tokens' AS unit, spent_tokens::numeric AS spent,"
-    " reserved_tokens::numeric AS held, {tokens}::numeric AS wanted, limit_tokens::numeric AS most FROM fence"
-    " UNION ALL SELECT 'run', 'all', 'usd', spent_usd, reserved_usd, {usd}, limit_usd FROM fence"
-    " UNION ALL SELECT 'run', 'all', 'seconds', round({worked}, 3), 0, 0, limit_seconds FROM fence"
-    " UNION ALL SELECT scope, name, 'tokens', spent_tokens, reserved_tokens, {tokens}, limit_tokens FROM held"
-    " UNION ALL SELECT scope, name, 'usd', spent_usd, reserved_usd, {usd}, limit_usd FROM held"
+    " reserved_tokens::numeric AS held, {tokens}::numeric AS wanted, limit_tokens::numeric AS most, false AS over"
+    " FROM fence"
+    " UNION ALL SELECT 'run', 'all', 'usd', spent_usd, reserved_usd, {usd}, limit_usd, false FROM fence"
+    " UNION ALL SELECT 'run', 'all', 'seconds', round({worked}, 3), 0, 0, limit_seconds, {worked} >= limit_seconds"
+    " FROM fence"
+    " UNION ALL SELECT scope, name, 'tokens', spent_tokens, reserved_tokens, {tokens}, limit_tokens, false FROM held"
+    " UNION ALL SELECT scope, name, 'usd', spent_usd, reserved_usd, {usd}, limit_usd, false FROM held"
+    # Of a role's seconds a call takes what is left; the time of a project or a month was granted to the run before.
+    " UNION ALL SELECT h.scope, h.name, 'seconds', h.spent_seconds, h.reserved_seconds, 0, h.limit_seconds,"
+    " CASE h.scope WHEN 'run_role' THEN {seconds} > 0 AND h.spent_seconds + h.reserved_seconds >= h.limit_seconds"
+    " ELSE coalesce(f.granted_until <= clock_timestamp(), true) END FROM held h, fence f"
 )
 
 
-def _insert_call(statement: Statement, fence: Fence, attempt: Attempt, *, tokens: str, usd: str, role: str) -> str:
+def _insert_call(
+    statement: Statement, fence: Fence, attempt: Attempt, *, tokens: str, usd: str, role: str, timed: str
+) -> str:
     position = attempt.position
     values = (
         statement.arg(attempt.task_id, "uuid"),
@@ -121,13 +143,15 @@ def _insert_call(statement: Statement, fence: Fence, attempt: Attempt, *, tokens
         statement.arg(json.dumps(attempt.request), "jsonb"),
         tokens,
         usd,
+        timed,
         statement.arg(attempt.quote.price_version, "text"),
         statement.arg(fence.epoch, "bigint"),
     )
     return (
         "INSERT INTO model_calls (tenant_id, run_id, status, task_id, task_key, node, visit, ordinal, attempt, role,"
-        " provider, model, request_hash, prompt_hash, request, reserved_tokens, reserved_usd, price_version,"
-        f" lease_epoch) SELECT go.tenant_id, go.id, 'reserved', {', '.join(values)} FROM go RETURNING id"
+        " provider, model, request_hash, prompt_hash, request, reserved_tokens, reserved_usd,"
+        " reserved_seconds, price_version, lease_epoch)"
+        f" SELECT go.tenant_id, go.id, 'reserved', {', '.join(values)} FROM go RETURNING id"
     )
 
 
@@ -149,6 +173,7 @@ def settle(
     spent_in = statement.arg(usage.input_tokens, "bigint")
     spent_out = statement.arg(usage.output_tokens, "bigint")
     usd = statement.arg(outcome.cost_usd, "numeric")
+    took = statement.arg(outcome.seconds, "numeric(14, 6)")
     changes = ", ".join(
         (
             f"status = {statement.arg(outcome.status, 'text')}",
@@ -156,6 +181,7 @@ def settle(
             f"tokens_output = {spent_out}",
             f"tokens_cached = {statement.arg(usage.cached_tokens, 'bigint')}",
             f"cost_usd = {usd}",
+            f"seconds = least({took}, nullif(c.reserved_seconds, 0))",
             f"response = {statement.arg(json.dumps(outcome.response) if outcome.response else None, 'jsonb')}",
             f"error = {statement.arg(outcome.error, 'text')}",
             f"latency_ms = {statement.arg(outcome.latency_ms, 'int')}",
@@ -166,7 +192,8 @@ def settle(
         "called",
         f"UPDATE model_calls c SET {changes} FROM fence WHERE c.id = {statement.arg(call, 'uuid')}"
         f" AND c.status = 'reserved' AND c.lease_epoch = {statement.arg(fence.epoch, 'bigint')}"
-        " RETURNING c.role, c.created_at, c.reserved_tokens, c.reserved_usd, c.tokens_cached",
+        " RETURNING c.role, c.created_at, c.reserved_tokens, c.reserved_usd, c.tokens_cached, c.reserved_seconds,"
+        " c.seconds",
     )
     scopes = _SCOPES.format(role="c.role", at="c.created_at")
     statement.part(
@@ -194,11 +221,13 @@ def _told(
         f"SELECT e.n, e.type, e.payload FROM called, unnest({types}, {payloads}) WITH ORDINALITY AS e(type, payload, n)"
         " UNION ALL SELECT 1000, 'budget.warned', jsonb_build_object('scope', l.scope, 'name', l.name, 'unit', u.unit,"
         f" 'share', s.share, 'spent', u.after, 'limit', u.most) FROM called, unnest({marks}) AS s(share),"
-        " (SELECT 'run' AS scope, 'all' AS name, spent_tokens, limit_tokens, spent_usd, limit_usd FROM fence"
-        " UNION ALL SELECT scope, name, spent_tokens, limit_tokens, spent_usd, limit_usd FROM beside) l,"
+        " (SELECT 'run' AS scope, 'all' AS name, spent_tokens, limit_tokens, spent_usd, limit_usd, 0 AS spent_seconds,"
+        " NULL::int AS limit_seconds FROM fence UNION ALL SELECT scope, name, spent_tokens, limit_tokens, spent_usd,"
+        " limit_usd, spent_seconds, CASE scope WHEN 'run_role' THEN limit_seconds END FROM beside) l,"
         " LATERAL (VALUES"
         f" ('tokens', l.spent_tokens::numeric, (l.spent_tokens + {tokens})::numeric, l.limit_tokens::numeric),"
-        f" ('usd', l.spent_usd, l.spent_usd + {usd}, l.limit_usd)) AS u(unit, before, after, most)"
+        f" ('usd', l.spent_usd, l.spent_usd + {usd}, l.limit_usd), ('seconds', l.spent_seconds, l.spent_seconds"
+        " + called.seconds, l.limit_seconds)) AS u(unit, before, after, most)"
         " WHERE u.before < u.most * s.share AND u.after >= u.most * s.share"
     )
 
@@ -218,7 +247,10 @@ def _book(statement: Statement, *, spent_in: str, spent_out: str, usd: str, aske
         "also_booked",
         f"UPDATE budgets b SET spent_tokens = b.spent_tokens + {spent_in} + {spent_out},"
         f" spent_usd = b.spent_usd + {usd}, reserved_tokens = greatest(0, b.reserved_tokens - c.reserved_tokens),"
-        " reserved_usd = greatest(0, b.reserved_usd - c.reserved_usd) FROM beside, called c WHERE b.id = beside.id",
+        " reserved_usd = greatest(0, b.reserved_usd - c.reserved_usd), spent_seconds = b.spent_seconds + o.spent,"
+        " reserved_seconds = greatest(0, b.reserved_seconds - o.held) FROM beside, called c,"
+        " LATERAL (SELECT CASE beside.scope WHEN 'run_role' THEN c.seconds ELSE 0 END AS spent,"
+        " CASE beside.scope WHEN 'run_role' THEN c.reserved_seconds ELSE 0 END AS held) o WHERE b.id = beside.id",
     )
     statement.part(
         "project_booked",

@@ -59,18 +59,32 @@ WHERE (spent_tokens_input + spent_tokens_output + reserved_tokens > limit_tokens
 
 -- name: role-limits | No role of a run spends and holds more than its limits, unless a provider billed more than asked.
 SELECT owner_id AS run_id, name AS role, spent_tokens + reserved_tokens AS tokens, limit_tokens,
-    spent_usd + reserved_usd AS usd, limit_usd
+    spent_usd + reserved_usd AS usd, limit_usd, spent_seconds + reserved_seconds AS seconds, limit_seconds
 FROM budgets b
-WHERE scope = 'run_role' AND (spent_tokens + reserved_tokens > limit_tokens OR spent_usd + reserved_usd > limit_usd)
-    AND NOT EXISTS (SELECT FROM events e WHERE e.run_id = b.owner_id AND e.type = 'budget.excess_billed');
+WHERE scope = 'run_role' AND (spent_seconds + reserved_seconds > limit_seconds
+    OR ((spent_tokens + reserved_tokens > limit_tokens OR spent_usd + reserved_usd > limit_usd)
+        AND NOT EXISTS (SELECT FROM events e WHERE e.run_id = b.owner_id AND e.type = 'budget.excess_billed')));
 
 -- Limits of projects and months may be lowered below what is spent already; nothing may be held then.
 -- name: shared-limits | Nothing is held beyond the limits of a project or of a month of a tenant.
 SELECT scope, owner_id, name, spent_tokens + reserved_tokens AS tokens, limit_tokens,
-    spent_usd + reserved_usd AS usd, limit_usd
+    spent_usd + reserved_usd AS usd, limit_usd, spent_seconds + reserved_seconds AS seconds, limit_seconds
 FROM budgets
-WHERE scope <> 'run_role' AND ((reserved_tokens > 0 AND spent_tokens + reserved_tokens > limit_tokens)
+WHERE scope <> 'run_role' AND ((reserved_seconds > 0 AND spent_seconds + reserved_seconds > limit_seconds)
+    OR (reserved_tokens > 0 AND spent_tokens + reserved_tokens > limit_tokens)
     OR (reserved_usd > 0 AND spent_usd + reserved_usd > limit_usd));
+
+-- name: granted | Only a run that a worker holds is granted time: it goes back with the lease.
+SELECT id AS run_id, status, lease_owner, granted_at, granted_until, granted_budgets FROM project_runs
+WHERE granted_until IS NOT NULL AND (status <> 'RUNNING' OR lease_owner IS NULL);
+
+-- name: held-seconds | The time that a project or a month holds is what their runs are granted.
+SELECT b.scope, b.owner_id, b.name, b.reserved_seconds AS booked, coalesce(g.seconds, 0) AS summed
+FROM budgets b LEFT JOIN (
+    SELECT budget_id, sum(extract(epoch FROM granted_until - granted_at)) AS seconds
+    FROM project_runs, unnest(granted_budgets) budget_id GROUP BY budget_id
+) g ON g.budget_id = b.id
+WHERE b.scope <> 'run_role' AND b.reserved_seconds <> coalesce(g.seconds, 0);
 
 -- name: numbers | The events of a run are numbered from 1 without gaps, up to the number that the run knows.
 SELECT r.id AS run_id, r.event_seq, count(e.seq) AS events, min(e.seq) AS first, max(e.seq) AS last

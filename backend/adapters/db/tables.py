@@ -12,6 +12,7 @@ from typing import Any
 from uuid import UUID
 
 from sqlalchemy import (
+    ARRAY,
     BigInteger,
     Boolean,
     CheckConstraint,
@@ -20,11 +21,13 @@ from sqlalchemy import (
     PrimaryKeyConstraint,
     SmallInteger,
     UniqueConstraint,
+    Uuid,
 )
 from sqlalchemy import text as sql
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
+from backend.adapters.db.budget_table import Budget
 from backend.adapters.db.columns import (
     Table,
     created,
@@ -75,6 +78,9 @@ class Tenant(Table):
     id: Mapped[UUID] = row_id()
     name: Mapped[str] = mapped_column(unique=True, comment="Shown name")
     monthly_budget_usd: Mapped[Decimal | None] = mapped_column(comment="Limit of all runs in a calendar month (UTC)")
+    monthly_budget_seconds: Mapped[int | None] = mapped_column(
+        comment="Most seconds that all runs work in a calendar month (UTC)"
+    )
     created_at: Mapped[datetime] = created()
     __table_args__ = ({"comment": "Owners of projects, templates and keys; every query is scoped by one"},)
 
@@ -175,6 +181,11 @@ class ProjectRun(Table):
     lease_owner: Mapped[str | None] = mapped_column(comment="Worker that drives it: host/pid/instance")
     lease_epoch: Mapped[int] = mapped_column(BigInteger, server_default="0", comment="Fence: grows with every claim")
     lease_expires_at: Mapped[datetime | None] = mapped_column(comment="When another worker may take it")
+    granted_at: Mapped[datetime | None] = mapped_column(
+        comment="Since when it works on its grant; null: no limit in seconds that it shares"
+    )
+    granted_until: Mapped[datetime | None] = mapped_column(comment="Until when it may work on it")
+    granted_budgets: Mapped[list[UUID] | None] = mapped_column(ARRAY(Uuid), comment="Budgets that the grant is held in")
     claims: Mapped[int] = mapped_column(server_default="0", comment="Claims since a node was last committed")
     event_seq: Mapped[int] = mapped_column(BigInteger, server_default="0", comment="Number of its last event")
     head_checkpoint_id: Mapped[UUID | None] = mapped_column(comment="Latest checkpoint of the main namespace")
@@ -205,6 +216,11 @@ class ProjectRun(Table):
         CheckConstraint("spent_tokens_input >= 0 AND spent_tokens_output >= 0 AND spent_usd >= 0", name="spent_floor"),
         CheckConstraint("limit_tokens > 0 AND limit_usd > 0 AND limit_seconds > 0", name="limits"),
         CheckConstraint("progress BETWEEN 0 AND 100", name="progress"),
+        CheckConstraint(
+            "(granted_at IS NULL) = (granted_until IS NULL) AND (granted_at IS NULL) = (granted_budgets IS NULL)"
+            " AND granted_until >= granted_at",
+            name="granted",
+        ),
         Index("idx_run_status_created", "status", "created_at"),
         Index("idx_run_project_created", "project_id", "created_at", "id"),
         Index("idx_run_tenant_created", "tenant_id", "created_at", "id"),
@@ -469,6 +485,12 @@ class ModelCall(Table):
     error: Mapped[str | None] = mapped_column(comment="Why the attempt failed")
     reserved_tokens: Mapped[int] = mapped_column(BigInteger, comment="Worst case that was held, tokens")
     reserved_usd: Mapped[Decimal] = mapped_column(comment="Worst case that was held, money")
+    reserved_seconds: Mapped[Decimal] = mapped_column(
+        server_default="0", comment="Longest that was held, where its role has a limit in seconds"
+    )
+    seconds: Mapped[Decimal] = mapped_column(
+        server_default="0", comment="From sending to its end, as its role is charged; none for a played reply"
+    )
     tokens_input: Mapped[int] = mapped_column(BigInteger, server_default="0", comment="Billed input tokens")
     tokens_output: Mapped[int] = mapped_column(BigInteger, server_default="0", comment="Billed output tokens")
     tokens_cached: Mapped[int] = mapped_column(BigInteger, server_default="0", comment="Of the input: cached")
@@ -492,33 +514,6 @@ class ModelCall(Table):
         Index("idx_call_reserved", "run_id", "lease_epoch", postgresql_where=sql("status = 'reserved'")),
         Index("idx_model_calls_task_id", "task_id", postgresql_where=sql("task_id IS NOT NULL")),
         {"comment": "Every attempt at a model call: replayed after a crash, and what it cost"},
-    )
-
-
-class Budget(Table):
-    """Limits beside the run's own: of a role in a run, a project, a tenant's month."""
-
-    __tablename__ = "budgets"
-    id: Mapped[UUID] = row_id()
-    tenant_id: Mapped[UUID] = tenant()
-    scope: Mapped[str] = mapped_column(comment="run_role, project or tenant_month")
-    owner_id: Mapped[UUID] = mapped_column(comment="Run, project or tenant")
-    name: Mapped[str] = mapped_column(comment="Role, `all`, or the month as 2026-11")
-    limit_tokens: Mapped[int | None] = mapped_column(BigInteger, comment="Most tokens; null: no limit")
-    limit_usd: Mapped[Decimal | None] = mapped_column(comment="Most money; null: no limit")
-    spent_tokens: Mapped[int] = mapped_column(BigInteger, server_default="0", comment="Billed tokens")
-    spent_usd: Mapped[Decimal] = mapped_column(server_default="0", comment="Billed money")
-    reserved_tokens: Mapped[int] = mapped_column(BigInteger, server_default="0", comment="Held for calls in flight")
-    reserved_usd: Mapped[Decimal] = mapped_column(server_default="0", comment="Held for calls in flight")
-    created_at: Mapped[datetime] = created()
-    __table_args__ = (
-        UniqueConstraint("scope", "owner_id", "name"),
-        CheckConstraint("scope IN ('run_role', 'project', 'tenant_month')", name="scope"),
-        CheckConstraint("reserved_tokens >= 0 AND reserved_usd >= 0", name="reserved_floor"),
-        CheckConstraint("reserved_tokens <= limit_tokens AND reserved_usd <= limit_usd", name="reserved_ceiling"),
-        CheckConstraint("spent_tokens >= 0 AND spent_usd >= 0", name="spent_floor"),
-        CheckConstraint("limit_tokens > 0 AND limit_usd > 0", name="limits"),
-        {"comment": "Limits beside the run's own, with what is spent and held"},
     )
 
 

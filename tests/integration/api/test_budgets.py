@@ -7,10 +7,10 @@ from uuid import UUID
 
 import httpx
 import pytest
-from sqlalchemy import func
+from sqlalchemy import func, update
 
 from backend.adapters.db.engine import Sessions
-from backend.adapters.db.tables import ModelCall
+from backend.adapters.db.tables import Budget, ModelCall, ProjectRun
 from tests.integration.api.conftest import Post
 
 
@@ -27,16 +27,37 @@ async def test_a_limit_counts_what_was_spent_and_is_held_already(
 ) -> None:
     run = await new_run()
     path = "/api/budget" if month else f"/api/projects/{run['project_id']}/budget"
-    assert (await client.get(path)).json()["limits"] == {"tokens": None, "usd": None}
+    assert (await client.get(path)).json()["limits"] == {"tokens": None, "usd": None, "seconds": None}
     await _call(sessions, run, 1, status="failed", tokens_input=70, settled_at=func.now())
     await _call(sessions, run, 2, status="reserved", reserved_tokens=30)
     assert (await client.put(path, json={"tokens": 20})).status_code == 409
     made = (await client.put(path, json={"tokens": 1000, "usd": "2.5"})).json()
-    assert made["limits"] == {"tokens": 1000, "usd": "2.500000"}
+    assert made["limits"] == {"tokens": 1000, "usd": "2.500000", "seconds": None}
     assert (made["spent"]["tokens"], made["held"]["tokens"]) == (70, 30)
     assert (await client.put(path, json={"tokens": 20})).status_code == 409
-    assert (await client.put(path, json={"tokens": 500})).json()["limits"] == {"tokens": 500, "usd": None}
+    lower = (await client.put(path, json={"tokens": 500, "seconds": 90})).json()
+    assert lower["limits"] == {"tokens": 500, "usd": None, "seconds": 90}
     assert (await client.get(path)).json()["held"]["tokens"] == 30
+
+
+@pytest.mark.parametrize("month", [False, True], ids=["project", "month"])
+async def test_a_limit_in_seconds_counts_what_runs_worked_and_are_granted(
+    client: httpx.AsyncClient, new_run: Post, sessions: Sessions, month: bool
+) -> None:
+    run = await new_run()
+    path = "/api/budget" if month else f"/api/projects/{run['project_id']}/budget"
+    async with sessions.begin() as session:
+        await session.execute(update(ProjectRun).values(spent_seconds=40))
+    made = (await client.put(path, json={"seconds": 100})).json()
+    assert made["limits"] == {"tokens": None, "usd": None, "seconds": 100}
+    assert (made["spent"]["seconds"], made["held"]["seconds"]) == ("40.000000", "0.000000")
+    async with sessions.begin() as session:
+        await session.execute(update(Budget).values(reserved_seconds=15))
+    refused = await client.put(path, json={"seconds": 14})
+    assert (refused.status_code, "runs that work" in refused.json()["detail"]) == (409, True)
+    assert (await client.put(path, json={"seconds": 20})).json()["spent"]["seconds"] == "40.000000"
+    assert (await client.put(path, json={"seconds": 0})).status_code == 422
+    assert (await client.put(path, json={})).json()["limits"]["seconds"] is None
 
 
 @pytest.mark.parametrize("body", [{"usd": 0}, {"usd": "a lot"}, {"tokens": -1}, {"tokens": 1.5}, {"euro": 3}])

@@ -134,6 +134,7 @@ async def test_what_it_cost_is_shown_from_every_side(
             "tokens_output": 40,
             "tokens_cached": 0,
             "cost_usd": "1.000000",
+            "seconds": "0.000000",
         }
     ]
     assert cost["limits"]["tokens"] == 100_000

@@ -237,6 +237,11 @@ async def test_nothing_is_held_beyond_the_limit_of_a_role(session: AsyncSession,
     await session.flush()
     await session.execute(update(Budget).values(reserved_tokens=4))
     await refused(session, update(Budget).values(reserved_tokens=5), "would pass a limit of the budget")
+    await session.execute(update(Budget).values(limit_seconds=10, spent_seconds=6))
+    await session.execute(update(Budget).values(reserved_seconds=4))
+    await refused(session, update(Budget).values(reserved_seconds=5), "would pass a limit of the budget")
+    await refused(session, update(Budget).values(reserved_seconds=11), "ck_budgets_seconds|would pass")
+    await refused(session, update(Budget).values(reserved_seconds=-1), "ck_budgets_seconds")
 
 
 async def test_dependencies_that_form_a_cycle_are_refused(session: AsyncSession, make_run: MakeRun) -> None:

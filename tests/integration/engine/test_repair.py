@@ -27,6 +27,10 @@ ON_HOLD += " FROM project_runs r; UPDATE events SET type = 'run.paused' WHERE ty
 
 BREAKS = {
     "reservations": CALL,
+    "granted": "UPDATE project_runs SET granted_at = now() - interval '9s', granted_until = now(), granted_budgets ="
+    " '{}'",
+    "held-seconds": "INSERT INTO budgets (scope, owner_id, name, reserved_seconds) SELECT 'tenant_month', tenant_id,"
+    " '2020-01', 9 FROM project_runs",
     "totals": "UPDATE project_runs SET spent_tokens_input = spent_tokens_input + 7, spent_usd = 9",
     "project-totals": "UPDATE projects SET spent_usd = spent_usd + 1",
     "let-go": ON_HOLD + "UPDATE project_runs SET lease_owner = 'gone/1', claims = 3",

@@ -74,6 +74,9 @@ BREAKS = {
     "run-limits": "UPDATE project_runs SET limit_tokens = 179",
     "role-limits": "UPDATE budgets SET limit_usd = 2.5 WHERE scope = 'run_role'",
     "shared-limits": "UPDATE budgets SET limit_usd = 2.5 WHERE scope = 'tenant_month'",
+    "granted": "UPDATE project_runs SET lease_owner = NULL, granted_at = now(), granted_until = now(),"
+    " granted_budgets = '{}'",
+    "held-seconds": "UPDATE budgets SET reserved_seconds = 1 WHERE scope = 'tenant_month'",
     "numbers": "UPDATE events SET seq = 9 WHERE seq = 6",
     "moves": "UPDATE events SET type = 'run.waiting' WHERE seq = 4",
     "end-told": "UPDATE events SET type = 'run.completed' WHERE seq = 6",
@@ -93,6 +96,12 @@ MORE_BREAKS = [
     ("run-limits", "UPDATE project_runs SET limit_usd = 2.9"),
     ("role-limits", "UPDATE budgets SET limit_tokens = 179 WHERE scope = 'run_role'"),
     ("shared-limits", "UPDATE budgets SET limit_tokens = 179 WHERE scope = 'tenant_month'"),
+    ("role-limits", "UPDATE budgets SET limit_seconds = 9, spent_seconds = 8, reserved_seconds = 2"),
+    ("shared-limits", "UPDATE budgets SET limit_seconds = 9, spent_seconds = 8, reserved_seconds = 2"),
+    (
+        "granted",
+        "UPDATE project_runs SET status = 'QUEUED', granted_at = now(), granted_until = now(), granted_budgets = '{}'",
+    ),
     ("numbers", "UPDATE project_runs SET event_seq = 7"),
     ("numbers", "DELETE FROM events WHERE seq = 3"),
     ("numbers", "DELETE FROM events"),

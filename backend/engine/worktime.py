@@ -1,0 +1,96 @@
+"""How long a run may go on working by the limits in seconds that it shares: pieces that are renewed before their end.
+
+A piece is as long as a lease, so that a worker that dies holds no more. The last third of a piece is the time in which
+it is renewed; where nothing more is left by then, the run is told to hold at the very end of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from backend.adapters.db import grants
+from backend.adapters.db.checkpointer import LeaseLost
+from backend.adapters.db.checkpointer.sending import fetch
+from backend.domain.budget import BudgetReached, Limit, used_up
+from backend.engine.leases import Lease
+from backend.errors import Unavailable
+
+_log = logging.getLogger(__name__)
+_MARGIN = 1 / 3
+"""The share of a piece that is left when it is renewed."""
+
+
+class WorkTime:
+    """The grants of one lease."""
+
+    def __init__(
+        self, pool: Any, lease: Lease, *, piece: float, shares: Sequence[float], instance: str, wake: Callable[[], None]
+    ) -> None:
+        """`piece`: seconds of a grant at most; `shares`: which shares of a limit are told of."""
+        self.reached: BudgetReached | None = None
+        """The limit at which the run was told to hold."""
+        self._pool, self._lease, self._piece, self._wake = pool, lease, piece, wake
+        self._shares, self._instance = shares, instance
+        self._timers: list[asyncio.TimerHandle] = []
+        self._renewing: asyncio.Task[bool] | None = None
+        self._one = asyncio.Lock()
+
+    async def renew(self) -> bool:
+        """Get the time to go on from now; False, and the run is to hold, where none is left.
+
+        Raises `LeaseLost`, and `Unavailable` while the database is away: what was granted before counts until its end.
+        """
+        async with self._one:
+            began = time.monotonic()
+            asked = grants.renew(self._lease.fence, self._piece, self._shares, self._instance)
+            row = await fetch(self._pool, *asked)
+            if not row["fenced"]:
+                raise LeaseLost("The run has another owner.")
+            self._clear()
+            if row["told"]:
+                self._wake()
+            if row["seconds"] is None:
+                return True
+            limit = Limit(row["scope"], row["name"], "seconds")
+            if row["seconds"] <= 0:
+                self._hold(limit, row["most"])
+                return False
+            left = row["seconds"] - (time.monotonic() - began)
+            margin = self._piece * _MARGIN
+            loop = asyncio.get_running_loop()
+            self._timers.append(loop.call_later(max(0.0, left), self._hold, limit, row["most"]))
+            if left > margin:
+                self._timers.append(loop.call_later(left - margin, self._renew_later))
+            return True
+
+    def stop(self) -> None:
+        """Renew no more: the end of the lease books what was worked."""
+        self._clear()
+        if self._renewing is not None:
+            self._renewing.cancel()
+
+    def _clear(self) -> None:
+        for timer in self._timers:
+            timer.cancel()
+        self._timers.clear()
+
+    def _hold(self, limit: Limit, most: int) -> None:
+        if self._lease.reason != "seconds":
+            self.reached = BudgetReached(used_up(limit, most), limit)
+        self._lease.hold("seconds")
+
+    def _renew_later(self) -> None:
+        self._renewing = asyncio.ensure_future(self._renew_or_leave())
+
+    async def _renew_or_leave(self) -> bool:
+        try:
+            return await self.renew()
+        except LeaseLost:
+            self._lease.lose()
+        except Unavailable as away:
+            _log.warning("The run gets no more time while the database is away: %s", away)
+        return False
