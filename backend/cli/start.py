@@ -103,7 +103,10 @@ async def summary(company: Company, run_id: UUID) -> dict[str, Any]:
 
 
 _NEXT = {
-    RunStatus.STOPPED_BUDGET: ("Go on", "retry {run} --budget-usd … (or --budget-tokens, --budget-seconds)"),
+    RunStatus.STOPPED_BUDGET: (
+        "Go on",
+        "retry {run} --budget-usd … (or -tokens, -seconds; of a month or project: `budget`, then retry)",
+    ),
     RunStatus.STOPPED_SECURITY: ("See why", "show {run}   then waive what may pass, or only: retry {run}"),
     RunStatus.FAILED: ("Go on", "retry {run}   when its cause is gone; what was paid is not paid again"),
     RunStatus.STOPPED_USER: ("Go on", "retry {run}"),
