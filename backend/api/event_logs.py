@@ -8,7 +8,7 @@ between is seen, whoever has not is behind the horizon.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Generic, Protocol, TypeVar
 from uuid import UUID
@@ -45,10 +45,12 @@ class Entry(Generic[P]):
     id: str
     type: str
     data: str
+    frame: bytes = field(init=False, repr=False)
+    """As a server-sent event, made once for all followers; JSON made by Postgres holds no line breaks."""
 
-    def frame(self) -> bytes:
-        """As a server-sent event; JSON made by Postgres holds no line breaks."""
-        return f"id: {self.id}\nevent: {self.type}\ndata: {self.data}\n\n".encode()
+    def __post_init__(self) -> None:
+        """Make the frame."""
+        object.__setattr__(self, "frame", f"id: {self.id}\nevent: {self.type}\ndata: {self.data}\n\n".encode())
 
 
 @dataclass(frozen=True, slots=True)

@@ -110,13 +110,14 @@ def _start(last_event_id: str | None, after: int | None) -> int:
 
 
 class _Framed(Protocol):
+    @property
     def frame(self) -> bytes: ...
 
 
 async def _frames(entries: AsyncIterator[_Framed | None]) -> AsyncIterator[bytes]:
     yield b"retry: 2000\n\n"
     async for entry in entries:
-        yield entry.frame() if entry is not None else b": here\n\n"
+        yield entry.frame if entry is not None else b": here\n\n"
 
 
 @router.websocket("/runs/{run_id}/events/ws")

@@ -67,18 +67,19 @@ class Streams:
     async def _live(self, log: Log[P], at: P) -> AsyncIterator[Entry[P] | None]:
         feed = self._join(log, at)
         try:
+            woken = False
             while feed.holds_after(at):
-                changed = feed.changed
-                for entry in feed.after(at):
+                changed, fresh = feed.changed, feed.after(at)
+                for entry in fresh:
                     yield entry
                     at = entry.place
                 if feed.closed:
                     return
-                if changed is not feed.changed:
-                    continue
-                await changed.wait()
-                if not feed.closed and not feed.after(at):
+                if woken and not fresh:
                     yield None
+                woken = changed is feed.changed
+                if woken:
+                    await changed.wait()
         finally:
             self._leave(feed)
 
@@ -188,4 +189,6 @@ class _Feed(Generic[P]):
 
     def after(self, place: Any) -> list[Entry[P]]:
         """The kept events after a place that is not before the feed begins."""
+        if not self._kept or self._kept[-1].place <= place:
+            return []
         return self._kept[bisect_right(self._kept, place, key=lambda entry: entry.place) :]

@@ -21,6 +21,7 @@ class Words:
     data: str
     type: str = "tokens"
 
+    @property
     def frame(self) -> bytes:
         """As a server-sent event without `id`, so that the place to resume from stays that of the last event."""
         return f"event: {self.type}\ndata: {self.data}\n\n".encode()
