@@ -15,7 +15,7 @@ from pathlib import Path
 
 from backend.engine.embedded.binaries import CLEAN, Binaries, major_of
 from backend.engine.embedded.place import Place
-from backend.engine.embedded.processes import Child, end, run_once, running_in, spawn
+from backend.engine.embedded.processes import Child, end, heads, run_once, running_in, spawn
 from backend.errors import Unavailable
 
 NAME = "company"
@@ -175,7 +175,8 @@ def end_predecessor(data: Path, *, grace: float = 10.0) -> None:
     for number, seconds in ((None, grace), (signal.SIGINT, 20.0), (signal.SIGQUIT, 10.0), (signal.SIGKILL, 10.0)):
         left = running_in(home, "postgres")
         if number is not None:
-            for pid in left:
+            # A server's own processes take these signals for orders of the server: a checkpointer ends the log.
+            for pid in left if number == signal.SIGKILL else heads(left):
                 _signal(pid, number)
         until = time.monotonic() + seconds
         while left and time.monotonic() < until:

@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -146,3 +146,16 @@ def running_in(directory: Path, program: str) -> list[int]:
         if same:
             found.append(int(entry.name))
     return found
+
+
+def heads(pids: Collection[int]) -> list[int]:
+    """Those of some processes that none of the others started."""
+    return [pid for pid in pids if _parent(pid) not in pids]
+
+
+def _parent(pid: int) -> int:
+    try:
+        # After the name in parentheses, which may hold anything: state, parent, and more.
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return 0  # It ended meanwhile.
