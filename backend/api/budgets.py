@@ -29,7 +29,7 @@ class BudgetLimits(BaseModel):
         Annotated[
             int,
             Field(
-                ge=1, le=2_678_400, examples=[36_000], description="Of work, the time that runs are driven by a worker"
+                ge=1, le=50_000_000, examples=[36_000], description="Of work, the time that runs are driven by a worker"
             ),
         ]
         | None

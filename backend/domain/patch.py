@@ -49,7 +49,8 @@ _remembered = lru_cache(maxsize=256)(_merged)
 
 def snapshot(config: RunConfig) -> dict[str, Any]:
     """Return the settings as the JSON that a run keeps; money is text, so that not a digit is lost."""
-    return config.model_dump(mode="json")
+    kept: dict[str, Any] = json.loads(config.json_text)
+    return kept
 
 
 def restore(kept: dict[str, Any]) -> RunConfig:

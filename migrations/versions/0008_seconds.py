@@ -24,19 +24,22 @@ def _seconds(name: str, comment: str) -> sa.Column[object]:
 
 
 def upgrade() -> None:
-    """Add columns with defaults; a worker of the release before books no seconds, and ends a grant as any other does."""
+    """Add columns with defaults; a worker of the release before books no seconds, and ends a grant as any other does.
+
+    The rows that are there are held against the checks by the next revision, which keeps nobody waiting.
+    """
     op.add_column("budgets", sa.Column("limit_seconds", sa.Integer(), nullable=True, comment="Most seconds of calls (role) or of work (project, month); null: no limit"))
     op.add_column("budgets", _seconds("spent_seconds", "Seconds of calls or of work"))
     op.add_column("budgets", _seconds("reserved_seconds", "Held for calls in flight, or granted to runs that work"))
     op.add_column("budgets", _seconds("told_seconds", "Seconds of work up to which warnings were told"))
-    op.create_check_constraint(op.f("ck_budgets_seconds"), "budgets", "limit_seconds > 0 AND spent_seconds >= 0 AND reserved_seconds >= 0 AND reserved_seconds <= limit_seconds")
+    op.create_check_constraint(op.f("ck_budgets_seconds"), "budgets", "limit_seconds > 0 AND spent_seconds >= 0 AND reserved_seconds >= 0 AND reserved_seconds <= limit_seconds", postgresql_not_valid=True)
     op.add_column("tenants", sa.Column("monthly_budget_seconds", sa.Integer(), nullable=True, comment="Most seconds that all runs work in a calendar month (UTC)"))
     op.add_column("model_calls", _seconds("reserved_seconds", "Longest that was held, where its role has a limit in seconds"))
     op.add_column("model_calls", _seconds("seconds", "From sending to its end, as its role is charged; none for a played reply"))
     op.add_column("project_runs", sa.Column("granted_at", sa.DateTime(timezone=True), nullable=True, comment="Since when it works on its grant; null: no limit in seconds that it shares"))
     op.add_column("project_runs", sa.Column("granted_until", sa.DateTime(timezone=True), nullable=True, comment="Until when it may work on it"))
     op.add_column("project_runs", sa.Column("granted_budgets", ARRAY(sa.Uuid()), nullable=True, comment="Budgets that the grant is held in"))
-    op.create_check_constraint(op.f("ck_project_runs_granted"), "project_runs", "(granted_at IS NULL) = (granted_until IS NULL) AND (granted_at IS NULL) = (granted_budgets IS NULL) AND granted_until >= granted_at")
+    op.create_check_constraint(op.f("ck_project_runs_granted"), "project_runs", "(granted_at IS NULL) = (granted_until IS NULL) AND (granted_at IS NULL) = (granted_budgets IS NULL) AND granted_until >= granted_at", postgresql_not_valid=True)
     for statement in re.split(r"\n\n(?=[A-Z])", (SQL / "0008_seconds.sql").read_text("utf-8").strip()):
         op.execute(statement)
 
