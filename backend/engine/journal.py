@@ -109,6 +109,41 @@ class Transport(Protocol):
         ...
 
 
+class Holds:
+    """How many calls of a slice hold something, so that one that found nothing left waits for another to let go.
+
+    A call counts from before its hold is asked for: of two that ask at once, the one that is refused may hear first.
+    """
+
+    def __init__(self) -> None:
+        self.let_go = 0
+        self._open = 0
+        self._changed = asyncio.Condition()
+
+    def asked(self) -> None:
+        """Count a call that may hold something from now on."""
+        self._open += 1
+
+    async def refused(self) -> None:
+        """Count a call out that was given nothing to hold."""
+        await self._ended(0)
+
+    async def settled(self) -> None:
+        """Count a call out that let go of what it held."""
+        await self._ended(1)
+
+    async def _ended(self, let_go: int) -> None:
+        async with self._changed:
+            self._open, self.let_go = self._open - 1, self.let_go + let_go
+            self._changed.notify_all()
+
+    async def others_let_go(self, since: int) -> bool:
+        """Wait until `let_go` has passed `since`, or nobody is left who could; says which."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self.let_go != since or not self._open)
+        return self.let_go != since
+
+
 @dataclass(eq=False)
 class Books:
     """What all visits of one slice of a run share."""
@@ -124,11 +159,7 @@ class Books:
     more_time: Callable[[], Awaitable[bool]] | None = None
     """Gets the run more of the time that it shares with others; see `backend.engine.worktime`."""
     in_flight: set[asyncio.Task[Exchange]] = field(default_factory=set)
-    holding: int = 0
-    """How many calls hold something now."""
-    settled: int = 0
-    """How many calls have let go of what they held."""
-    let_go: asyncio.Condition = field(default_factory=asyncio.Condition)
+    holds: Holds = field(default_factory=Holds)
 
     async def cut_calls(self) -> None:
         """Cut every call that is on its way, and book its ceiling."""
@@ -264,38 +295,38 @@ class Journal:
 
     async def _reserve(self, attempt: Attempt) -> _Reserved:
         """Hold the worst case, waiting for time that other calls may leave; raises `BudgetReached`."""
-        books = self._books
+        holds = self._books.holds
         while True:
-            settled = books.settled
+            let_go = holds.let_go
             row = await self._try_to_reserve(attempt)
             if row["call"] is not None:
-                books.holding += 1
                 return _Reserved(row["call"], row["money_counts"], row["seconds"])
             first = json.loads(row["breaches"])[0]
-            if first["unit"] != "seconds" or not await self._more_time(first, settled):
+            if first["unit"] != "seconds" or not await self._more_time(first, let_go):
                 raise breach(first, unpriced=unpriced_model(attempt))
 
-    async def _more_time(self, first: Mapping[str, Any], settled: int) -> bool:
+    async def _more_time(self, first: Mapping[str, Any], let_go: int) -> bool:
         """Whether there may be time now of which there was none: left by other calls of the role, or granted."""
         books = self._books
-        if first["scope"] == "run_role" and Decimal(str(first["spent"])) < first["most"] and books.holding:
-
-            async def others_let_go() -> None:
-                async with books.let_go:
-                    await books.let_go.wait_for(lambda: books.settled != settled)
-
-            await books.lease.patient(others_let_go())
-            return True
+        if first["scope"] == "run_role" and Decimal(str(first["spent"])) < first["most"]:
+            return await books.lease.patient(books.holds.others_let_go(let_go))
         return first["scope"] in {"project", "tenant_month"} and books.more_time is not None and await books.more_time()
 
     async def _try_to_reserve(self, attempt: Attempt) -> Any:
+        holds, held = self._books.holds, False
+        holds.asked()
         try:
-            row = await fetch(self._books.pool, *calls.reserve(self._books.lease.fence, attempt))
-        except asyncpg.UniqueViolationError:
-            # The first sending was committed, its answer was lost, and the statement was sent again.
-            row = await fetch(self._books.pool, _RESERVED, self._key(attempt))
-        if not row["fenced"]:
-            raise LeaseLost("The run has another owner.")
+            try:
+                row = await fetch(self._books.pool, *calls.reserve(self._books.lease.fence, attempt))
+            except asyncpg.UniqueViolationError:
+                # The first sending was committed, its answer was lost, and the statement was sent again.
+                row = await fetch(self._books.pool, _RESERVED, self._key(attempt))
+            if not row["fenced"]:
+                raise LeaseLost("The run has another owner.")
+            held = row["call"] is not None
+        finally:
+            if not held:
+                await holds.refused()
         return row
 
     def _key(self, attempt: Attempt) -> tuple[Any, ...]:
@@ -369,9 +400,7 @@ class Journal:
         try:
             row = await fetch(books.pool, *statement)
         finally:
-            async with books.let_go:
-                books.holding, books.settled = books.holding - 1, books.settled + 1
-                books.let_go.notify_all()
+            await books.holds.settled()
         if not row["fenced"]:
             raise LeaseLost("The run has another owner.")
         usage = outcome.usage

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
 import asyncpg
@@ -28,6 +28,8 @@ from backend.domain.ports import Held
 from backend.domain.run import Request
 
 _log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 EXTEND = (
     "WITH mine AS (SELECT r.id FROM project_runs r JOIN unnest($1::uuid[], $2::bigint[]) AS u(id, epoch)"
@@ -116,7 +118,7 @@ class Lease:
             except TimeoutError:
                 return
 
-    async def patient(self, waiting: Coroutine[Any, Any, None]) -> None:
+    async def patient(self, waiting: Coroutine[Any, Any, T]) -> T:
         """Wait for something that costs nothing, until something is asked of the run; raises as `check` does."""
         task = asyncio.ensure_future(waiting)
         changed: asyncio.Task[Any] | None = None
@@ -128,7 +130,7 @@ class Lease:
                 await asyncio.wait({task, changed}, return_when=asyncio.FIRST_COMPLETED)
                 changed.cancel()
             self.check()
-            task.result()
+            return task.result()
         finally:
             task.cancel()
             if changed is not None:

@@ -12,12 +12,13 @@ import pytest
 
 from backend.adapters.db import grants
 from backend.adapters.db.checkpointer import LeaseLost
+from backend.adapters.db.checkpointer.sending import fetch
 from backend.adapters.db.commit import Fence
 from backend.domain.budget import BudgetReached, Limit
 from backend.domain.model import ModelReply, ModelRequest
 from backend.domain.ports import Visit
 from backend.domain.role import Role
-from backend.engine import claims
+from backend.engine import claims, journal
 from backend.engine.journal import Books, Journal
 from backend.engine.leases import Lease
 from backend.operations import budgets, questions
@@ -295,6 +296,36 @@ async def test_calls_of_a_role_wait_for_time_that_others_hold(company: Company) 
     assert len(await asyncio.gather(*asking)) == len(company.transport.calls) == 20
     ((spent, held),) = await company.pool.fetch(LIMITS)
     assert (0 < spent < 150, held) == (True, 0)
+    await books_are_right(company)
+
+
+@pytest.mark.parametrize("held_late", [True, False], ids=["held", "refused"])
+async def test_a_call_waits_for_time_in_whatever_order_the_answers_come(
+    company: Company, held_late: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two calls that ask at once the refused one hears first, or hears when the other one has ended already."""
+    _, books = await role_books(company, 100)
+    heard = asyncio.Event()
+
+    async def late(pool: Any, statement: str, *arguments: Any) -> Any:
+        row = await fetch(pool, statement, *arguments)
+        if "breaches" not in row:
+            return row
+        if (row["call"] is not None) == held_late:
+            await asyncio.wait_for(heard.wait(), 10)
+        elif held_late:
+            # What follows in this turn of the loop is what the refused call makes of its answer.
+            asyncio.get_running_loop().call_later(0.01, heard.set)
+        return row
+
+    async def one(number: int) -> ModelReply:
+        reply = await ask(books, number)
+        if not held_late:
+            heard.set()
+        return reply
+
+    monkeypatch.setattr(journal, "fetch", late)
+    assert len(await asyncio.gather(one(1), one(2))) == len(company.transport.calls) == 2
     await books_are_right(company)
 
 
