@@ -317,7 +317,10 @@ class Slice:
         if reason == "stop":
             await self._end(_End(RunStatus.STOPPED_USER, "stopped_by_person", "Somebody stopped the run."))
         elif reason == "seconds" and self._time.reached is not None:
-            return await self._pass_budget_gate(str(self._time.reached), self._time.reached.limit)
+            reached = await self._time.used_up()
+            if reached is not None:
+                return await self._pass_budget_gate(str(reached), reached.limit)
+            await claims.release(*self._who(), **self._ttl())
         elif reason == "seconds":
             return await self._pass_budget_gate(
                 f"The run has worked for its {self._claimed.limit_seconds} seconds.", Limit("run", "all", "seconds")

@@ -1,7 +1,8 @@
 """How long a run may go on working by the limits in seconds that it shares: pieces that are renewed before their end.
 
 A piece is as long as a lease, so that a worker that dies holds no more. The last third of a piece is the time in which
-it is renewed; where nothing more is left by then, the run is told to hold at the very end of it.
+it is renewed, again and again where less than a piece is left; at the very end of it the run is told to hold. Whether
+the limit is used up by then is asked once more: other runs may have given time back, or the answer came late.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from backend.errors import Unavailable
 _log = logging.getLogger(__name__)
 _MARGIN = 1 / 3
 """The share of a piece that is left when it is renewed."""
+_CRUMB_SECONDS = 1.0
+"""What counts as nothing: a model that is asked in so little time is cut, and paid for nothing."""
 
 
 class WorkTime:
@@ -35,6 +38,8 @@ class WorkTime:
         """The limit at which the run was told to hold."""
         self._pool, self._lease, self._piece, self._wake = pool, lease, piece, wake
         self._shares, self._instance = shares, instance
+        self._margin = piece * _MARGIN
+        self._crumb = min(_CRUMB_SECONDS, self._margin)
         self._timers: list[asyncio.TimerHandle] = []
         self._renewing: asyncio.Task[bool] | None = None
         self._one = asyncio.Lock()
@@ -46,26 +51,37 @@ class WorkTime:
         """
         async with self._one:
             began = time.monotonic()
-            asked = grants.renew(self._lease.fence, self._piece, self._shares, self._instance)
-            row = await fetch(self._pool, *asked)
-            if not row["fenced"]:
-                raise LeaseLost("The run has another owner.")
+            row = await self._grant()
             self._clear()
-            if row["told"]:
-                self._wake()
             if row["seconds"] is None:
                 return True
-            limit = Limit(row["scope"], row["name"], "seconds")
             if row["seconds"] <= 0:
-                self._hold(limit, row["most"])
+                self._hold(_reached(row))
                 return False
             left = row["seconds"] - (time.monotonic() - began)
-            margin = self._piece * _MARGIN
             loop = asyncio.get_running_loop()
-            self._timers.append(loop.call_later(max(0.0, left), self._hold, limit, row["most"]))
-            if left > margin:
-                self._timers.append(loop.call_later(left - margin, self._renew_later))
+            self._timers.append(loop.call_later(max(0.0, left), self._hold, _reached(row)))
+            if left > self._crumb:
+                self._timers.append(loop.call_later(left - min(self._margin, left / 2), self._renew_later))
             return True
+
+    async def used_up(self) -> BudgetReached | None:
+        """The limit that keeps a run which held at the end of its time from going on; None where there is time now.
+
+        Raises `LeaseLost` and `Unavailable`.
+        """
+        async with self._one:
+            row = await self._grant()
+        return None if row["seconds"] is None or row["seconds"] >= self._crumb else _reached(row)
+
+    async def _grant(self) -> Any:
+        asked = grants.renew(self._lease.fence, self._piece, self._shares, self._instance)
+        row = await fetch(self._pool, *asked)
+        if not row["fenced"]:
+            raise LeaseLost("The run has another owner.")
+        if row["told"]:
+            self._wake()
+        return row
 
     def stop(self) -> None:
         """Renew no more: the end of the lease books what was worked."""
@@ -78,9 +94,9 @@ class WorkTime:
             timer.cancel()
         self._timers.clear()
 
-    def _hold(self, limit: Limit, most: int) -> None:
+    def _hold(self, reached: BudgetReached) -> None:
         if self._lease.reason != "seconds":
-            self.reached = BudgetReached(used_up(limit, most), limit)
+            self.reached = reached
         self._lease.hold("seconds")
 
     def _renew_later(self) -> None:
@@ -94,3 +110,8 @@ class WorkTime:
         except Unavailable as away:
             _log.warning("The run gets no more time while the database is away: %s", away)
         return False
+
+
+def _reached(row: Any) -> BudgetReached:
+    limit = Limit(row["scope"], row["name"], "seconds")
+    return BudgetReached(used_up(limit, row["most"]), limit)
