@@ -211,7 +211,8 @@ class Ours(Rows):
     async def run(self, identity: Any, number: int) -> None:
         saver = RunSaver(self.pool, Fence(identity[0], 1), instance="bench", begun=False, group=self.group)
         config: Any = {"configurable": {"thread_id": str(identity[0])}}
-        await drive(self.graph, saver, self.shape.begin(number), config)
+        async with saver.ahead():
+            await drive(self.graph, saver, self.shape.begin(number), config)
 
 
 class Floor(Rows):

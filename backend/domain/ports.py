@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 from uuid import UUID
@@ -313,9 +313,17 @@ class Seats(Protocol):
         ...
 
 
+async def _at_once() -> None:
+    """Nothing was committed that has to be waited for."""
+
+
 @dataclass(frozen=True)
 class RunContext:
-    """What every node finds in `runtime.context`; a graph never reaches around it."""
+    """What every node finds in `runtime.context`; a graph never reaches around it.
+
+    A node may begin while the commit of the nodes before it is on its way. Seats, workspace and checks wait for it by
+    themselves.
+    """
 
     run: RunFacts
     seat: Seats
@@ -325,6 +333,8 @@ class RunContext:
     answers: Mapping[str, Answer] = field(default_factory=dict)
     waived: frozenset[str] = frozenset()
     """Fingerprints of findings that a named person waived or called false, valid when the run was claimed."""
+    settled: Callable[[], Awaitable[None]] = _at_once
+    """Waits until the nodes before are committed, for a node that does something to the world past this context."""
 
 
 class Held(Exception):

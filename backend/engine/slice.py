@@ -28,7 +28,7 @@ from backend.adapters.db.projection import Rows
 from backend.domain import gates
 from backend.domain.budget import BudgetReached, Limit
 from backend.domain.graph import RECURSION_LIMIT
-from backend.domain.ports import Bell, Held, StepFailed
+from backend.domain.ports import Bell, Held, StepFailed, Visit
 from backend.domain.run import RunStatus
 from backend.engine import claims
 from backend.engine.claiming import Claimed
@@ -97,7 +97,7 @@ class Slice:
         self._begun = claimed.head is not None
         self._ended: RunStatus | None = None
         self._interrupts: dict[str, str] = {}
-        self._seats: Seats | None = None
+        self._visits: dict[str, Visit] = {}
         self._superstep_began = self._superstep_until = time.monotonic()
         run_id = claimed.facts.run_id
         self._time = WorkTime(
@@ -215,11 +215,11 @@ class Slice:
         spec = shared.graphs.find(claimed.graph, claimed.graph_version)
         prompts = await shared.library.open(claimed.pins)
         bench = await shared.workbenches(facts)
-        self._seats = seats = Seats(self._books, bench)
+        self._visits = {}
         saver = RunSaver(
             shared.pool,
             self._lease.fence,
-            visits=seats.visits,
+            visits=self._visits,
             holding=lambda: self._lease.control.drain_requested,
             committed=self._committed,
             interrupted=self._interrupted,
@@ -233,10 +233,13 @@ class Slice:
         }
         begin = await self._input(saver, config, spec.initial_state)
         self._mark_superstep()
-        context = context_of(facts, seats, bench, prompts, claimed.answers, claimed.waived)
+        seats = Seats(self._books, bench, saver.settled, self._visits)
+        context = context_of(facts, seats, bench, saver.settled, prompts, claimed.answers, claimed.waived)
         compiled = shared.graphs.compiled(spec.name, spec.version)
         at_once = max(16, facts.config.parallelism)
-        await drive(compiled, saver, begin, config, context=context, control=self._lease.control, at_once=at_once)
+        control = self._lease.control
+        async with saver.ahead():
+            await drive(compiled, saver, begin, config, context=context, control=control, at_once=at_once)
 
     def _interrupted(self, interrupts: Sequence[Interrupt]) -> None:
         self._interrupts |= {interrupt.id: _as_text(interrupt.value) for interrupt in interrupts}
@@ -378,7 +381,7 @@ class Slice:
     def _failed_visit(self, why: BaseException) -> tuple[str, int]:
         """The visit that an exception came from, as LangGraph notes its task."""
         noted = " ".join(getattr(why, "__notes__", ()))
-        for task, visit in (self._seats.visits if self._seats else {}).items():
+        for task, visit in self._visits.items():
             if task in noted:
                 return visit.node, visit.number
         return "", 0

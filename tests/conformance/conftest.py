@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import AsyncIterator, Callable
+from contextlib import nullcontext
 from typing import Annotated, Any, TypedDict
 from uuid import UUID, uuid4
 
@@ -71,8 +72,8 @@ def build(
 class Runs:
     """Runs with a lease, a saver for each, and a look at what they wrote."""
 
-    def __init__(self, sessions: Sessions, pool: Any, make_run: Any) -> None:
-        self.sessions, self.pool, self.make_run = sessions, pool, make_run
+    def __init__(self, sessions: Sessions, pool: Any, make_run: Any, *, ahead: bool) -> None:
+        self.sessions, self.pool, self.make_run, self.ahead = sessions, pool, make_run, ahead
 
     async def leased(self) -> Fence:
         async with self.sessions.begin() as session:
@@ -99,7 +100,8 @@ class Runs:
         config = {"configurable": {"thread_id": str(fence.run_id)}, "recursion_limit": 100}
         begun = await saver.aget_tuple(config)
         compiled = graph.compile(checkpointer=saver)
-        await compiled.ainvoke(None if begun else {"plan": {}}, config, durability="sync")
+        async with saver.ahead() if self.ahead else nullcontext():
+            await compiled.ainvoke(None if begun else {"plan": {}}, config, durability="sync")
 
     async def leased_twin(self, graph: StateGraph[Any]) -> Fence:
         """Another run, driven without any fault: what the first one must look like."""
@@ -134,9 +136,10 @@ async def pool(database_url: str) -> AsyncIterator[Any]:
     await opened.close()
 
 
-@pytest.fixture
-def runs(sessions: Sessions, pool: Any, make_run: Any) -> Runs:
-    return Runs(sessions, pool, make_run)
+@pytest.fixture(params=[False, True], ids=["in_turn", "ahead"])
+def runs(sessions: Sessions, pool: Any, make_run: Any, request: pytest.FixtureRequest) -> Runs:
+    """Runs whose nodes wait for the commit before them, and runs whose nodes begin ahead of it."""
+    return Runs(sessions, pool, make_run, ahead=request.param)
 
 
 def new_id() -> str:

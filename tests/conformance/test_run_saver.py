@@ -96,7 +96,7 @@ class Forgetful(asyncpg.Connection):  # type: ignore[misc]  # asyncpg ships no t
 
 async def test_a_commit_whose_reply_was_lost_is_not_made_twice(runs: Runs, database_url: str) -> None:
     async with asyncpg.create_pool(database_url, connection_class=Forgetful, min_size=1, max_size=4) as pool:
-        forgetful = Runs(runs.sessions, pool, runs.make_run)
+        forgetful = Runs(runs.sessions, pool, runs.make_run, ahead=runs.ahead)
         fence = await forgetful.leased()
         await forgetful.drive(fence, build())
     assert len(Forgetful.lost) >= 5

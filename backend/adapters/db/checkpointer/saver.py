@@ -3,12 +3,16 @@
 LangGraph hands over the writes of each finished task (`aput_writes`) and, when all tasks of a superstep are done, the
 checkpoint (`aput`). Writes wait a few turns of the event loop for the checkpoint that makes them superfluous: the last
 task of a superstep commits with its checkpoint, in one statement; tasks that finish earlier commit on their own.
+
+`ahead` lets the next nodes begin while a checkpoint is on its way to the disk. Commits keep their order all the same,
+and whatever touches the world in such a node waits for `settled` first.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -43,6 +47,8 @@ EFFECTS = "effects"
 """The channel whose writes become rows and are never stored."""
 _TURNS = 6
 """Turns of the event loop between a task's end and the checkpoint of its superstep, with some to spare."""
+_TURNS_OF_A_COMMIT = 3
+"""Turns of the event loop until a commit that was handed over is on its way."""
 _INPUT = "__start__"
 _TRIES = 4
 _ERROR_HANDLER = "__error_source_node__"
@@ -101,6 +107,41 @@ class RunSaver(BaseCheckpointSaver[int]):
         self._tails: dict[tuple[str, str], Tail] = {}
         self._supersteps: dict[tuple[str, str], _Superstep] = {}
         self._inner_effects: dict[str, list[Any]] = {}
+        self._ahead = False
+        self._under_way: asyncio.Task[None] | None = None
+
+    @asynccontextmanager
+    async def ahead(self) -> AsyncIterator[None]:
+        """Let nodes begin before the checkpoint that they follow is durable; at the end everything is.
+
+        Raises what a commit raised that nobody waited for. A block that is cancelled takes along what was not sent yet.
+        """
+        self._ahead = True
+        try:
+            yield
+        except asyncio.CancelledError:
+            if self._under_way is not None:
+                self._under_way.cancel()
+                await asyncio.gather(self._under_way, return_exceptions=True)
+            raise
+        except Exception:
+            # What went wrong first is told: the node that failed may have begun after a commit that failed.
+            await self.settled()
+            raise
+        else:
+            await self.settled()
+        finally:
+            self._ahead = False
+
+    async def settled(self) -> None:
+        """Wait until all that was handed over for commit is durable; raises as its commits do."""
+        under_way = self._under_way
+        if under_way is None:
+            return
+        await asyncio.shield(under_way)
+        # One that failed stays: nothing can be committed after it.
+        if self._under_way is under_way:
+            self._under_way = None
 
     # --- writing ---------------------------------------------------------------------------------------------------
 
@@ -151,6 +192,7 @@ class RunSaver(BaseCheckpointSaver[int]):
         node: str | None = None,
     ) -> None:
         thread, namespace, checkpoint_id = place(config)
+        await self.settled()
         await self._store_waiting(thread, namespace)
         pending = PendingWrites(
             as_uuid(thread, "thread_id"),
@@ -216,14 +258,44 @@ class RunSaver(BaseCheckpointSaver[int]):
             if self._may_wait(namespace, metadata, visits, tail):
                 self._tails[(thread, namespace)] = following
                 return
-            if await self._store(following, visits, self._project(visits, checkpoint, new_versions)):
+            rows = self._project(visits, checkpoint, new_versions)
+            if self._ahead and not namespace and not rows.end and not rows.questions:
+                await self._hand_over(following, visits, rows)
+                return
+            if await self._store(following, visits, rows):
                 return
             self._tails.pop((thread, namespace), None)
-        raise Conflict(f"The thread {thread} was written by somebody else at the same time; try again.")
+        raise _written_elsewhere(thread)
+
+    async def _hand_over(self, tail: Tail, visits: Sequence[Finished], rows: Rows) -> None:
+        """Send the row of a checkpoint off as soon as the one before is durable."""
+        row = tail.row()
+        await self.settled()
+        self._keep(tail)
+
+        async def write() -> None:
+            if not await self._write(row, visits, rows):
+                raise _written_elsewhere(tail.thread)
+
+        self._under_way = asyncio.ensure_future(write())
+        # The commit sets off before LangGraph goes on: that takes as long as a third of the commit.
+        for _ in range(_TURNS_OF_A_COMMIT):
+            await asyncio.sleep(0)
 
     async def _store(self, tail: Tail, visits: Sequence[Finished], rows: Rows) -> bool:
         """Write the row of a checkpoint; False when another one has its place."""
         row = tail.row()
+        await self.settled()
+        if not await self._write(row, visits, rows):
+            return False
+        self._keep(tail)
+        return True
+
+    def _keep(self, tail: Tail) -> None:
+        tail.stored, tail.held, self._begun = True, {}, True
+        self._tails[(tail.thread, tail.namespace)] = tail
+
+    async def _write(self, row: commit.CheckpointRow, visits: Sequence[Finished], rows: Rows) -> bool:
         node = ", ".join(sorted(set(rows.following))) or (visits[-1].node if visits else None)
         fence = self._fence
 
@@ -238,11 +310,7 @@ class RunSaver(BaseCheckpointSaver[int]):
         crash_point("checkpoint")
         sent = await self._send(whole, rows, short)
         crash_point("committed")
-        if not sent.fresh and await self._stored_id(row) != row.checkpoint_id:
-            return False
-        tail.stored, tail.held, self._begun = True, {}, True
-        self._tails[(tail.thread, tail.namespace)] = tail
-        return True
+        return sent.fresh or await self._stored_id(row) == row.checkpoint_id
 
     def _may_wait(self, namespace: str, metadata: CheckpointMetadata, visits: Sequence[Finished], tail: Tail) -> bool:
         """Whether nothing would be lost with this checkpoint: before the first node, the input says it all."""
@@ -391,6 +459,10 @@ class RunSaver(BaseCheckpointSaver[int]):
             for thread in threads:
                 await retention.keep_latest(self._pool, thread)
         self._tails.clear()
+
+
+def _written_elsewhere(thread: str) -> Conflict:
+    return Conflict(f"The thread {thread} was written by somebody else at the same time; try again.")
 
 
 def _failed(writes: Sequence[tuple[str, Any]]) -> bool:
