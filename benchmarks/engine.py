@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import gc
 import json
 import os
 import statistics
@@ -393,8 +392,7 @@ async def bench(server: str, shape: Shape, rounds: int, single: int, many: int, 
             connections.append(await asyncpg.connect(url))
             await in_parallel(contender, await contender.prepare(at_once), at_once)
         # As a worker does once it is up; it spares all contenders alike.
-        gc.collect()
-        gc.freeze()
+        loops.settle_down()
         for _ in range(rounds):
             await one_at_a_time(contenders, found, single)
             await many_at_once(list(zip(contenders, connections, strict=True)), found, many, at_once)

@@ -69,6 +69,7 @@ def serve(settings: Settings) -> None:
         timeout_graceful_shutdown=5,
         timeout_keep_alive=30,
     )
+    loops.settle_down()
     loops.run(uvicorn.Server(config).serve())
 
 

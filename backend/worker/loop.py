@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import os
 import socket
@@ -138,7 +137,7 @@ class LoopThread:
                 asyncio.create_task(leftovers.keep_sweeping(every=_SWEEP_SECONDS)),
                 asyncio.create_task(vitals.publish(settings.redis_url.get_secret_value(), self.name)),
             ]
-            _keep_what_stays()
+            loops.settle_down()
             self._ready.set()
             _log.info("The worker %s takes runs.", self.name)
             await self._stop.wait()
@@ -175,9 +174,3 @@ async def _until_migrated(engine: AsyncEngine) -> None:
         await asyncio.sleep(1)
     if said:
         _log.warning(said)
-
-
-def _keep_what_stays() -> None:
-    """Take what was imported and made so far out of the collector's rounds: it lives as long as the process."""
-    gc.collect()
-    gc.freeze()
