@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import Any, Generic, Protocol, TypeVar
 from uuid import UUID
 
-from sqlalchemy import Text, cast, func, literal_column, select, text, tuple_
+from sqlalchemy import Select, Text, Uuid, bindparam, cast, func, literal_column, select, text, tuple_
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from backend.adapters.db.engine import Sessions
@@ -94,6 +94,24 @@ class Log(Protocol[P]):
         ...
 
 
+def _look() -> Select[Any]:
+    """A run's status and last number, with its next events: made once, since making it took as long as asking it."""
+    run_id, tenant_id = bindparam("run", type_=Uuid()), bindparam("tenant", type_=Uuid())
+    shown = select(*timeline.VIEW.shown).where(Event.run_id == run_id, Event.seq > bindparam("after"))
+    rows = shown.order_by(Event.seq).limit(BATCH).subquery("x")
+    where = (ProjectRun.id == run_id, ProjectRun.tenant_id == tenant_id)
+    run = select(ProjectRun.status, ProjectRun.event_seq).where(*where).subquery("run")
+    row = cast(func.row_to_json(literal_column("x")), Text)
+    return (
+        select(run.c.status, run.c.event_seq, rows.c.seq, rows.c.type, row)
+        .select_from(run.outerjoin(rows, literal_column("true")))
+        .order_by(rows.c.seq)
+    )
+
+
+_LOOK = _look()
+
+
 @dataclass(frozen=True)
 class RunLog:
     """The events of one run."""
@@ -116,18 +134,9 @@ class RunLog:
     async def look(self, after: int | None) -> Look[int] | None:
         """One statement: the run's place and its next events; None when the tenant has no such run."""
         at = after or 0
-        shown = select(*timeline.VIEW.shown).where(Event.run_id == self.run_id, Event.seq > at)
-        rows = shown.order_by(Event.seq).limit(BATCH).subquery("x")
-        where = (ProjectRun.id == self.run_id, ProjectRun.tenant_id == self.tenant_id)
-        run = select(ProjectRun.status, ProjectRun.event_seq).where(*where).subquery("run")
-        row = cast(func.row_to_json(literal_column("x")), Text)
-        query = (
-            select(run.c.status, run.c.event_seq, rows.c.seq, rows.c.type, row)
-            .select_from(run.outerjoin(rows, literal_column("true")))
-            .order_by(rows.c.seq)
-        )
+        asked = {"run": self.run_id, "tenant": self.tenant_id, "after": at}
         async with self.sessions() as session:
-            found: list[Any] = list((await session.execute(query)).all())
+            found: list[Any] = list((await session.execute(_LOOK, asked)).all())
         if not found:
             return None
         entries = tuple(Entry(seq, str(seq), kind, data) for _, _, seq, kind, data in found if seq is not None)
