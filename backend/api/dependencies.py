@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import AbstractAsyncContextManager, contextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any
 from uuid import UUID
@@ -16,7 +16,7 @@ from pydantic_core import from_json
 from sqlalchemy.ext.asyncio import AsyncSession
 from starlette.requests import HTTPConnection
 
-from backend.adapters.db.engine import transaction
+from backend.adapters.db.engine import Sessions, transaction
 from backend.api.installation import Installation
 from backend.api.turns import Turns
 from backend.domain.config import RunConfig
@@ -138,26 +138,45 @@ async def changing(request: Request, here: Here, by: By) -> AsyncIterator[Comman
 Changing = Annotated[Command, Depends(changing, scope="function")]
 
 
-async def posting(
-    request: Request,
-    here: Here,
-    by: By,
-    idempotency_key: Annotated[
-        str | None,
-        Header(description="The same key and body give the same answer again", examples=["start-2026-11-21-a"]),
-    ] = None,
+Key = Annotated[
+    str | None,
+    Header(
+        alias="Idempotency-Key",
+        description="The same key and body give the same answer again",
+        examples=["start-2026-11-21-a"],
+    ),
+]
+
+
+@asynccontextmanager
+async def _posted(
+    request: Request, here: Installation, by: str, key: str | None, sessions: Sessions
 ) -> AsyncIterator[Command]:
-    """A command that is done once for each `Idempotency-Key`."""
-    request_hash = await _hash_of(request) if idempotency_key is not None else ""
-    async with transaction(here.sessions, here.bell, turn=_turn(request)) as session:
-        if idempotency_key is not None:
-            again = await idempotency.claim(session, DEFAULT_TENANT, idempotency_key, request_hash)
+    request_hash = await _hash_of(request) if key is not None else ""
+    async with transaction(sessions, here.bell, turn=_turn(request)) as session:
+        if key is not None:
+            again = await idempotency.claim(session, DEFAULT_TENANT, key, request_hash)
             if again is not None:
                 raise Repeated(again)
-        yield Command(session, DEFAULT_TENANT, by, request.scope["request_id"], idempotency_key)
+        yield Command(session, DEFAULT_TENANT, by, request.scope["request_id"], key)
+
+
+async def posting(request: Request, here: Here, by: By, key: Key = None) -> AsyncIterator[Command]:
+    """A command that is done once for each `Idempotency-Key`."""
+    async with _posted(request, here, by, key, here.sessions) as command:
+        yield command
 
 
 Posting = Annotated[Command, Depends(posting, scope="function")]
+
+
+async def starting(request: Request, here: Here, by: By, key: Key = None) -> AsyncIterator[Command]:
+    """The same for a command that writes in one statement: without a key that statement stands alone."""
+    async with _posted(request, here, by, key, here.sessions if key is not None else request.app.state.readers) as made:
+        yield made
+
+
+Starting = Annotated[Command, Depends(starting, scope="function")]
 
 
 async def _hash_of(request: Request) -> str:

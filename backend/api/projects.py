@@ -16,6 +16,7 @@ from backend.api.dependencies import (
     IfMatch,
     Posting,
     Reading,
+    Starting,
     StrictRoute,
     Wanted,
     listing,
@@ -162,7 +163,7 @@ async def delete_project(project_id: UUID, command: Changing, here: Here) -> Res
     summary="Start a run",
     responses=documented(404, 409, 422, 503),
 )
-async def start_run(project_id: UUID, body: RunStart, command: Posting, here: Here) -> Response:
+async def start_run(project_id: UUID, body: RunStart, command: Starting, here: Here) -> Response:
     """Start a run; its settings are merged and pinned, and the workers are told."""
     with settings_in_config():
         run = await starting.start(

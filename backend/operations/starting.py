@@ -1,12 +1,13 @@
-"""How a run of a project begins: one look at the project under its lock with its template, and a statement that writes.
+"""How a run of a project begins: one look at the project with its template, and one statement that writes.
 
 A run is started more often than anything else is asked of the API, so its rows are not written by the mapper: the run,
-its first event and the project's pointer to it are made together, and the answer is read from what was made.
+its first event and the project's pointer to it are made together, and the answer is read from what was made. Nothing is
+locked between the two: the statement writes only if the project is what was looked at, else it is looked at again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -38,14 +39,10 @@ from backend.operations import events, runs
 
 CREATED = "run.created"
 _TENANT = bindparam("tenant", type_=Uuid())
-_TEMPLATE = select(ProjectTemplate.graph, ProjectTemplate.config_patch).where(
-    ProjectTemplate.tenant_id == _TENANT,
-    ProjectTemplate.slug == bindparam("slug", type_=Text()),
-    ProjectTemplate.version == bindparam("version"),
-)
 _PROJECT: Select[Any] = (
     select(
         *Project.__table__.c,
+        cast(literal_column("projects.xmin"), Text).label("seen"),
         ProjectTemplate.graph.label("template_graph"),
         ProjectTemplate.config_patch.label("template_patch"),
     )
@@ -56,9 +53,9 @@ _PROJECT: Select[Any] = (
         & (ProjectTemplate.version == Project.template_version),
     )
     .where(Project.id == bindparam("project", type_=Uuid()), Project.tenant_id == _TENANT)
-    .with_for_update(key_share=True, of=Project)
 )
-"""A project, locked, with its template; without, where an edit took another template while the lock was waited for."""
+"""A project with its template, and the transaction that wrote the row last."""
+_LOOKS = 5
 _GIVEN = (
     "tenant_id",
     "project_id",
@@ -79,13 +76,24 @@ _GIVEN = (
 
 
 def _start() -> Any:
-    """The statement that makes a run, its first event and the project's pointer to it, and shows the run."""
+    """The statement that makes a run, its first event and the project's pointer to it, and shows the run.
+
+    It makes nothing where the project was written to since it was seen; then there is no row.
+    """
     tables = Table.metadata.tables
     runs_table, events_table, projects_table = tables["project_runs"], tables["events"], tables["projects"]
+    unchanged = (
+        select(projects_table.c.id)
+        .where(projects_table.c.id == bindparam("run_project_id", type_=Uuid()))
+        .where(cast(literal_column("projects.xmin"), Text) == bindparam("seen", type_=Text()))
+        .with_for_update(key_share=True)
+        .cte("unchanged")
+    )
     given: dict[str, Any] = {name: bindparam(f"run_{name}", type_=runs_table.c[name].type) for name in _GIVEN}
     given["config_snapshot"] = cast(bindparam("run_config_snapshot", type_=Text()), JSONB)
     given |= {"number": runs.next_number(given["project_id"]), "event_seq": literal(1)}
-    run = insert(runs_table).values(given).returning(*runs_table.c).cte("run")
+    made = select(*given.values()).select_from(unchanged)
+    run = insert(runs_table).from_select(list(given), made).returning(*runs_table.c).cte("run")
     owned = [run.c.tenant_id, run.c.project_id, run.c.id, run.c.event_seq, run.c.correlation_id]
     named = ["tenant_id", "project_id", "run_id", "seq", "correlation_id", "type", "source", "instance", "payload"]
     told = func.jsonb_build_object(
@@ -131,48 +139,42 @@ async def start(
     `idempotency_key` gives the same run again. Raises `Conflict` while another run of the project is on its way.
     """
     asked = {"project": project_id, "tenant": tenant_id}
-    project: Row[Any] | None = (await session.execute(_PROJECT, asked)).one_or_none()
-    if project is None:
-        raise NotFound(f"There is no project {project_id}.")
-    if idempotency_key is not None and (again := await _started_with(session, project, idempotency_key)):
-        return again
-    runs.check_startable(project)
-    graph, preset = await _template(session, project)
-    config = merge({"graph": graph}, preset, project.config_patch, patch)
-    if found := faults(config, project.brief):
-        raise Invalid("The run cannot begin: " + " ".join(fault.message for fault in found), faults=found)
-    given: Mapping[str, Any] = {
-        "tenant_id": tenant_id,
-        "project_id": project.id,
-        "graph": config.graph,
-        "graph_version": graph_version(config.graph),
-        "template_slug": project.template_slug,
-        "template_version": project.template_version,
-        "brief": project.brief,
-        "config_snapshot": config.json_text,
-        "limit_tokens": config.budget.tokens,
-        "limit_usd": config.budget.usd,
-        "limit_seconds": config.budget.seconds,
-        "correlation_id": correlation_id,
-        "started_by": by,
-        "idempotency_key": idempotency_key,
-    }
-    told = {f"run_{name}": value for name, value in given.items()} | {"instance": events.instance()}
-    started = Started(*(await session.execute(_START, told)).one())
-    ring_after_commit(session, started.id)
-    return started
-
-
-async def _template(session: AsyncSession, project: Row[Any]) -> tuple[str, Patch]:
-    """The graph and the patch of a project's template."""
-    if project.template_graph is not None:
-        return project.template_graph, project.template_patch
-    slug, version = project.template_slug, project.template_version
-    asked = {"tenant": project.tenant_id, "slug": slug, "version": version}
-    found = (await session.execute(_TEMPLATE, asked)).one_or_none()
-    if found is None:
-        raise NotFound(f"There is no template {slug} version {version}.")
-    return found.graph, found.config_patch
+    for _ in range(_LOOKS):
+        project: Row[Any] | None = (await session.execute(_PROJECT, asked)).one_or_none()
+        if project is None:
+            raise NotFound(f"There is no project {project_id}.")
+        if idempotency_key is not None and (again := await _started_with(session, project, idempotency_key)):
+            return again
+        runs.check_startable(project)
+        if project.template_graph is None:
+            raise NotFound(f"There is no template {project.template_slug} version {project.template_version}.")
+        config = merge({"graph": project.template_graph}, project.template_patch, project.config_patch, patch)
+        if found := faults(config, project.brief):
+            raise Invalid("The run cannot begin: " + " ".join(fault.message for fault in found), faults=found)
+        told = {
+            "instance": events.instance(),
+            "seen": project.seen,
+            "run_tenant_id": tenant_id,
+            "run_project_id": project.id,
+            "run_graph": config.graph,
+            "run_graph_version": graph_version(config.graph),
+            "run_template_slug": project.template_slug,
+            "run_template_version": project.template_version,
+            "run_brief": project.brief,
+            "run_config_snapshot": config.json_text,
+            "run_limit_tokens": config.budget.tokens,
+            "run_limit_usd": config.budget.usd,
+            "run_limit_seconds": config.budget.seconds,
+            "run_correlation_id": correlation_id,
+            "run_started_by": by,
+            "run_idempotency_key": idempotency_key,
+        }
+        made = (await session.execute(_START, told)).one_or_none()
+        if made is not None:
+            started = Started(*made)
+            ring_after_commit(session, started.id)
+            return started
+    raise Conflict(f"Project {project_id} is changed by others all the time; start the run again.")
 
 
 async def _started_with(session: AsyncSession, project: Row[Any], key: str) -> Started | None:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
+import asyncpg
 import pytest
 from sqlalchemy import func, select, text, update
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from backend.adapters.db.engine import Sessions
 from backend.adapters.db.tables import Event, Project, ProjectRun, ProjectTemplate, Question
@@ -320,3 +322,51 @@ async def test_a_start_that_waited_for_an_edit_follows_the_template_that_the_edi
         run = await asked
         assert (run.template_slug, run.config_snapshot["parallelism"]) == ("other", 7)
         await starter.rollback()
+
+
+async def test_of_many_starts_at_once_that_stand_alone_one_wins(sessions: Sessions, make_project: Make) -> None:
+    async with sessions.begin() as session:
+        await add_template(session)
+        project = await make_project(session)
+    alone = async_sessionmaker(sessions.kw["bind"].execution_options(isolation_level="AUTOCOMMIT"))
+
+    async def one() -> UUID:
+        async with alone() as session:
+            return (await start(session, project)).id
+
+    ends = await asyncio.gather(*(one() for _ in range(20)), return_exceptions=True)
+    won = [end for end in ends if not isinstance(end, BaseException)]
+    assert len(won) == 1
+    assert all(isinstance(end, Conflict) and str(won[0]) in str(end) for end in ends if isinstance(end, BaseException))
+    async with sessions() as session:
+        (run,) = await session.scalars(select(ProjectRun))
+        assert (run.id, run.number) == (won[0], 1)
+        assert (await session.get_one(Project, project.id)).active_run_id == won[0]
+
+
+async def test_a_start_gives_way_to_edits_without_end(
+    sessions: Sessions, make_project: Make, database_url: str
+) -> None:
+    async with sessions.begin() as session:
+        await add_template(session)
+        project = await make_project(session)
+    edits = 0
+
+    async def edit() -> None:
+        connection = await asyncpg.connect(database_url)
+        await connection.execute("UPDATE projects SET brief = brief || '.' WHERE id = $1", project.id)
+        await connection.close()
+
+    def version_while_somebody_edits(graph: str) -> str:
+        nonlocal edits
+        edits += 1
+        with ThreadPoolExecutor() as other:
+            other.submit(asyncio.run, edit()).result()
+        return "1"
+
+    async with sessions() as session:
+        with pytest.raises(Conflict, match="changed by others"):
+            await start(session, project, graph_version=version_while_somebody_edits)
+    assert edits > 1
+    async with sessions() as session:
+        assert await session.scalar(select(func.count()).select_from(ProjectRun)) == 0
