@@ -114,7 +114,7 @@ def check_startable(project: Project | Row[Any]) -> None:
 
 
 def next_number(project_id: ColumnElement[UUID]) -> ColumnElement[int]:
-    """The number of a project's next run; the caller holds the project's row lock."""
+    """The number of a project's next run; the caller holds the project's row lock, by the same statement at least."""
     last = select(func.max(ProjectRun.number)).where(ProjectRun.project_id == project_id).scalar_subquery()
     return func.coalesce(last, 0) + 1
 
