@@ -98,6 +98,8 @@ class Slice:
         self._ended: RunStatus | None = None
         self._interrupts: dict[str, str] = {}
         self._visits: dict[str, Visit] = {}
+        # What an earlier slice wrote nobody knows here.
+        self._to_thin = claimed.head is not None
         self._superstep_began = self._superstep_until = time.monotonic()
         run_id = claimed.facts.run_id
         self._time = WorkTime(
@@ -271,6 +273,8 @@ class Slice:
                 metrics.gate_decided(str(payload.get("gate")), str(payload.get("decision")))
         if rows.ends_superstep:
             self._mark_superstep()
+        else:
+            self._to_thin = True
         if self._claimed.claims > self._shared.settings.trusted_claims:
             self._later(self._shared.got_on(self._run_id))
         if rows.questions:
@@ -401,7 +405,9 @@ class Slice:
     async def _finish(self, status: RunStatus) -> None:
         metrics.run_ended(status)
         _log.info("The run has ended as %s.", status)
-        if self._claimed.facts.config.retention.checkpoints == "thin":
+        # A graph that came to its end in one go has written nothing but checkpoints.
+        to_thin = self._to_thin or self._ended is None
+        if to_thin and self._claimed.facts.config.retention.checkpoints == "thin":
             await thin(self._shared.pool, self._run_id)
         await self._shared.bell.wake(self._run_id)
         if self._shared.leftovers is not None:
