@@ -11,6 +11,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -240,7 +241,8 @@ class Slice:
         compiled = shared.graphs.compiled(spec.name, spec.version)
         at_once = max(16, facts.config.parallelism)
         control = self._lease.control
-        async with saver.ahead():
+        # Of a run whose worker died, nodes begin in turn: one that takes its worker down is to be found at its name.
+        async with saver.ahead() if self._claimed.claims == 1 else nullcontext():
             await drive(compiled, saver, begin, config, context=context, control=control, at_once=at_once)
 
     def _interrupted(self, interrupts: Sequence[Interrupt]) -> None:

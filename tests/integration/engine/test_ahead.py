@@ -104,10 +104,16 @@ def world(company: Company) -> World:
     return World(company)
 
 
-async def began_ahead(world: World, company: Company) -> tuple[Any, asyncio.Task[None]]:
+async def begin(world: World, company: Company, *, claims: int = 0) -> tuple[Any, asyncio.Task[None]]:
     run_id = await company.run(graph="ahead")
-    await company.pool.execute("UPDATE project_runs SET graph = 'ahead', graph_version = '1' WHERE id = $1", run_id)
-    driving = asyncio.create_task(_drive(world.worker, run_id))
+    await company.pool.execute(
+        "UPDATE project_runs SET graph = 'ahead', graph_version = '1', claims = $2 WHERE id = $1", run_id, claims
+    )
+    return run_id, asyncio.create_task(_drive(world.worker, run_id))
+
+
+async def began_ahead(world: World, company: Company) -> tuple[Any, asyncio.Task[None]]:
+    run_id, driving = await begin(world, company)
     await asyncio.wait_for(world.began.wait(), 10)
     # Whatever would not wait has gone on by then.
     await asyncio.sleep(0.2)
@@ -149,3 +155,15 @@ async def test_a_stop_takes_back_a_commit_that_was_not_sent(world: World, compan
     world.leave.set()
     await company.check(run_id)
     assert await company.pool.fetchval("SELECT count(*) FROM checkpoints") == 0
+
+
+async def test_nodes_of_a_run_whose_worker_died_begin_in_turn(world: World, company: Company) -> None:
+    """Else the node that takes its worker down may do so before the commit that says that it had begun."""
+    run_id, driving = await begin(world, company, claims=1)
+    # The first commit is held back: whoever began ahead of it would have begun by then.
+    await asyncio.sleep(0.5)
+    assert not world.began.is_set()
+    world.leave.set()
+    await driving
+    assert (await company.row(run_id))["status"] == "COMPLETED"
+    await company.check(run_id)
