@@ -10,13 +10,13 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
-from uuid import UUID, uuid5
+from uuid import UUID
 
 import orjson
 
 from backend.domain.effect import EFFECTS, Effect
 from backend.domain.event import ENDING_EVENT, EVENT_TYPES
-from backend.domain.ids import task_id
+from backend.domain.ids import named, task_name
 from backend.domain.lifecycle import transition
 from backend.domain.role import Role
 from backend.domain.run import ENDED, RunStatus
@@ -28,14 +28,14 @@ _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 _ROLES = frozenset(Role)
 
 
-def storable(value: Effect) -> Effect:
-    """Return an effect whose strings Postgres can keep: NUL and lone surrogates become U+FFFD."""
+def storable(effects: Sequence[Effect]) -> Sequence[Effect]:
+    """Return effects whose strings Postgres can keep: NUL and lone surrogates become U+FFFD."""
     try:
-        if b"\\u0000" not in orjson.dumps(value):
-            return value
+        if b"\\u0000" not in orjson.dumps(effects):
+            return effects
     except TypeError:
         pass  # A lone surrogate, a key that is not text or a very large integer.
-    return mended(value)  # type: ignore[no-any-return]  # a dict stays one
+    return mended(effects)  # type: ignore[no-any-return]  # a list stays one
 
 
 def mended(value: Any) -> Any:
@@ -94,12 +94,12 @@ class Projection:
     def add(self, visit: Finished) -> None:
         """Fold in one visit; raises `Invalid` naming the node for an effect that cannot be recorded."""
         self._visit, self._ordinals = visit, {}
-        for effect in visit.effects:
+        for effect in storable(visit.effects):
             kind = effect.get("kind") if isinstance(effect, dict) else None
             if kind not in EFFECTS:
                 raise Invalid(f"The node {visit.node} returned an effect of the unknown kind {kind!r}.")
             try:
-                _FOLDS[kind](self, storable(effect))
+                _FOLDS[kind](self, effect)
             except (KeyError, ValueError, TypeError, CompanyError) as error:
                 raise Invalid(f"The effect {kind} of the node {visit.node} cannot be recorded: {error}") from error
         payload: Row = {"node": visit.node}
@@ -116,10 +116,10 @@ class Projection:
 
     def _id(self, kind: str) -> str:
         ordinal = self._ordinals[kind] = self._ordinals.get(kind, 0) + 1
-        return str(uuid5(self._run_id, f"{self._visit.task}/{kind}/{ordinal}"))
+        return named(self._run_id, f"{self._visit.task}/{kind}/{ordinal}")
 
     def _task(self, key: str | None) -> str | None:
-        return None if key is None else str(task_id(self._run_id, key))
+        return None if key is None else task_name(self._run_id, key)
 
     def _event(self, event_type: str, payload: Row) -> None:
         self.rows.events.append((event_type, payload))

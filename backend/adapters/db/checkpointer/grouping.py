@@ -20,7 +20,7 @@ from backend.adapters.db.commit import Next, save_next
 
 _log = logging.getLogger(__name__)
 _REST_SECONDS = 0.05
-_MOST = 32
+_MOST = 16
 """Commits in one statement: none waits long for the others' rows, and while some runs commit, the others compute."""
 
 
@@ -43,7 +43,7 @@ class GroupCommit:
     """The commits of all runs that share a pool, on at most `flights` connections at once."""
 
     pool: Any
-    flights: int = 3
+    flights: int = 2
     _queue: deque[_Queued] = field(default_factory=deque)
     _flying: set[asyncio.Task[None]] = field(default_factory=set)
     _resting: list[asyncio.Future[bool]] = field(default_factory=list)

@@ -62,7 +62,7 @@ def search(config: Any, metadata: Mapping[str, Any] | None, before: Any, limit: 
     return text, args
 
 
-def config_of(thread_id: UUID, namespace: str, checkpoint_id: UUID) -> Any:
+def config_of(thread_id: UUID | str, namespace: str, checkpoint_id: UUID | str) -> Any:
     """The LangGraph config that names a checkpoint."""
     configurable = {"thread_id": str(thread_id), "checkpoint_ns": namespace, "checkpoint_id": str(checkpoint_id)}
     return {"configurable": configurable}

@@ -126,7 +126,8 @@ def as_uuid(value: str | None, what: str) -> UUID:
 
 
 def _sends(checkpoint: Checkpoint) -> tuple[str, ...]:
-    return tuple(send.node for send in checkpoint["channel_values"].get(TASKS, ()))
+    sends = checkpoint["channel_values"].get(TASKS)
+    return tuple(send.node for send in sends) if sends else ()
 
 
 def next_nodes(checkpoint: Checkpoint, new_versions: ChannelVersions) -> list[str]:

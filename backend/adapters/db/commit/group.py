@@ -7,16 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from backend.adapters.db.commit.rows import (
-    EVENT_RECORD,
-    INSERTS,
-    Insert,
-    ended,
-    ending,
-    events_json,
-    told_of,
-    worked,
-)
+from backend.adapters.db.commit.rows import INSERTS, Insert, ended, ending, events_of, told_of, told_records, worked
 from backend.adapters.db.commit.statement import INSERT_CHECKPOINT, INSERT_EVENTS, CheckpointRow, Fence, as_json
 from backend.adapters.db.projection import Row, Rows
 from backend.domain.run import RunStatus
@@ -30,8 +21,12 @@ class Next:
     fence: Fence
     rows: Rows
     node: str | None
-    told: list[tuple[str, Row]]
-    """The events that it tells."""
+    kinds: frozenset[Insert]
+    """The kinds of rows that it has."""
+    told: int
+    """How many events it tells."""
+    records: str
+    """Its events and rows in JSON, each kind under its name: made before its turn comes, when there is time."""
 
     @property
     def ending(self) -> str | None:
@@ -43,7 +38,14 @@ class Next:
         """The commit as one that may share a statement; None where only the database knows how many events it tells."""
         if fence is None or row.namespace or rows.moves or rows.closings:
             return None
-        return cls(row, fence, rows, node, told_of(rows))
+        told = told_of(rows)
+        records: dict[str, Any] = {"told": told_records(told)}
+        kinds = []
+        for kind in INSERTS:
+            if found := kind.rows(rows):
+                records[kind.table] = list(found)
+                kinds.append(kind)
+        return cls(row, fence, rows, node, frozenset(kinds), len(told), as_json(records))
 
 
 def save_next(batch: Sequence[Next], *, instance: str) -> tuple[str, list[Any]]:
@@ -53,15 +55,13 @@ def save_next(batch: Sequence[Next], *, instance: str) -> tuple[str, list[Any]]:
     sent before), or whose row is locked while others are written too, is left as it is, and its place, counted from 1,
     is missing in the answer: `save_checkpoint` then finds out which it is. All of the batch end alike, or not at all.
     """
-    rows = [one.rows for one in batch]
-    kinds = tuple(kind for kind in INSERTS if any(map(kind.rows, rows)))
+    kinds = frozenset[Insert]().union(*(one.kinds for one in batch))
     columns = _GIVEN if batch[0].ending is None else _GIVEN_AT_THE_END
     if len(batch) == 1:
         args = [get(batch[0]) for _, get in columns.values()]
     else:
         args = [[get(one) for one in batch] for _, get in columns.values()]
-    args += [kind.json(rows) for kind in kinds]
-    args += [events_json([one.told for one in batch]), instance]
+    args.append(instance)
     return _text(kinds, batch[0].ending, several=len(batch) > 1), args
 
 
@@ -71,7 +71,8 @@ _GIVEN: _Columns = {
     "epoch": ("bigint", lambda one: one.fence.epoch),
     "node": ("text", lambda one: one.node),
     "progress": ("smallint", lambda one: one.rows.progress),
-    "told": ("bigint", lambda one: len(one.told)),
+    "told": ("bigint", lambda one: one.told),
+    "records": ("jsonb", lambda one: one.records),
     "number": ("int", lambda one: one.row.number),
     "checkpoint_id": ("uuid", lambda one: one.row.checkpoint_id),
     "parent_id": ("uuid", lambda one: one.row.parent_id),
@@ -79,6 +80,9 @@ _GIVEN: _Columns = {
     "state": ("text", lambda one: one.row.state),
     "held": ("text", lambda one: one.row.channel_values),
 }
+
+_OF_THE_CHECKPOINT = frozenset({"number", "metadata", "state", "held"})
+"""What only the checkpoint's own row needs: large, and not to be carried around."""
 
 
 def _end(one: Next) -> Row:
@@ -95,36 +99,36 @@ _GIVEN_AT_THE_END: _Columns = _GIVEN | {
 
 
 @lru_cache(maxsize=256)
-def _text(kinds: tuple[Insert, ...], end: str | None, *, several: bool) -> str:
+def _text(kinds: frozenset[Insert], end: str | None, *, several: bool) -> str:
     """The statement for rows of these kinds: the same text each time, which both sides know already."""
     columns = _GIVEN if end is None else _GIVEN_AT_THE_END
     array = "[]" if several else ""
     listed = ", ".join(f"${n}::{column_type}{array}" for n, (column_type, _) in enumerate(columns.values(), 1))
     given = f"SELECT * FROM unnest({listed}) WITH ORDINALITY" if several else f"SELECT {listed}, 1::bigint"
-    events, instance = len(columns) + len(kinds) + 1, len(columns) + len(kinds) + 2
+    instance = f"${len(columns) + 1}::text"
     parts = {f"given({', '.join(columns)}, n)": given}
     if several:
         # A run whose row somebody holds is left out: it waits by itself, and nobody waits with it.
+        told = ", ".join(f"g.{name}" for name in (*columns, "n") if name not in _OF_THE_CHECKPOINT)
         parts["free"] = (
-            "SELECT g.* FROM given g JOIN project_runs r ON r.id = g.run_id FOR NO KEY UPDATE OF r SKIP LOCKED"
+            f"SELECT {told} FROM given g JOIN project_runs r ON r.id = g.run_id FOR NO KEY UPDATE OF r SKIP LOCKED"
         )
     parts["go"] = (
         f"UPDATE project_runs r SET {', '.join(_changes(end))} FROM {'free' if several else 'given'} g"
         " WHERE r.id = g.run_id AND r.lease_epoch = g.epoch AND r.head_checkpoint_id IS NOT DISTINCT FROM g.parent_id"
-        " RETURNING g.n, r.id, r.tenant_id, r.project_id, r.correlation_id, r.event_seq - g.told AS before"
+        " RETURNING g.n, r.id, r.tenant_id, r.project_id, r.correlation_id, r.event_seq - g.told AS before, g.records"
     )
     parts["saved"] = (
         f"{INSERT_CHECKPOINT} SELECT go.id, '', g.number, g.checkpoint_id, g.parent_id, g.metadata, g.state, g.held"
         " FROM go JOIN given g ON g.n = go.n"
     )
-    parts |= {kind.part: kind.text(f"${n}") for n, kind in enumerate(kinds, len(columns) + 1)}
+    parts |= {kind.part: kind.text(f"go.records -> '{kind.table}'") for kind in INSERTS if kind in kinds}
     if end is not None:
         parts |= ending(end)
+    events = events_of("go.records -> 'told'")
     parts["logged"] = (
         f"{INSERT_EVENTS} SELECT go.tenant_id, go.project_id, go.id, go.before + e.k, e.type, 'engine',"
-        f" ${instance}::text, go.correlation_id, e.payload"
-        f" FROM go, jsonb_to_recordset(${events}::jsonb) AS e({EVENT_RECORD})"
-        " WHERE e.n = go.n"
+        f" {instance}, go.correlation_id, e.payload FROM go, {events}"
     )
     return f"WITH {', '.join(f'{name} AS ({part})' for name, part in parts.items())} SELECT n FROM go"
 

@@ -1,4 +1,4 @@
-"""The parts of a commit that write the rows of effects, for each run in `go` by its place `n` in the batch."""
+"""The parts of a commit that write the rows of effects, each run's from what `go` says of it."""
 
 from __future__ import annotations
 
@@ -29,22 +29,15 @@ class Insert:
         return f"new_{self.table}"
 
     def text(self, records: str) -> str:
-        """The statement that inserts the rows of all runs in `go`; `records` names the argument that `json` makes."""
+        """The statement that inserts the rows of all runs in `go`; `records` is a run's as an array in JSON."""
         names = [column.strip().rpartition(" ")[0] for column in self.columns.split(",")]
         owned, owners = (f"{part}, " if part else "" for part in (self.owned, self.owners))
+        record = f"{self.columns}, {self.besides}" if self.besides else self.columns
         return (
             f"INSERT INTO {self.table} AS f ({owned}{', '.join(names)})"
             f" SELECT {owners}{', '.join(f'x.{name}' for name in names)}"
-            f" FROM go, jsonb_to_recordset({records}::jsonb) AS x({self._record}) WHERE x.n = go.n {self.clash}"
+            f" FROM go, jsonb_to_recordset({records}) AS x({record}) {self.clash}"
         )
-
-    @property
-    def _record(self) -> str:
-        return ", ".join(part for part in ("n int", self.columns, self.besides) if part)
-
-    def json(self, batch: Sequence[Rows]) -> str:
-        """The rows of a batch as one argument, each with the place of its run."""
-        return as_json([{"n": n, **row} for n, rows in enumerate(batch, 1) for row in self.rows(rows)])
 
 
 INSERTS = (
@@ -100,26 +93,22 @@ def told_of(rows: Rows) -> list[tuple[str, Row]]:
     return rows.events if rows.end is None else [*rows.events, ending_event(rows.end)]
 
 
-EVENT_RECORD = "n int, k int, type text, payload jsonb"
-"""An event as `events_json` gives it: place in the batch, place among the run's, type and payload."""
+def events_of(records: str) -> str:
+    """The table expression of a run's events `e(type, payload, k)`; `records` is what `told_records` made of them."""
+    recordset = f"jsonb_to_recordset({records}) AS (type text, payload jsonb)"
+    return f"ROWS FROM ({recordset}) WITH ORDINALITY AS e(type, payload, k)"
 
 
-def events_json(told: Sequence[Sequence[tuple[str, Row]]]) -> str:
-    """The events of a batch as one argument."""
-    return as_json(
-        [
-            {"n": n, "k": k, "type": event_type, "payload": payload}
-            for n, listed in enumerate(told, 1)
-            for k, (event_type, payload) in enumerate(listed, 1)
-        ]
-    )
+def told_records(told: Sequence[tuple[str, Row]]) -> list[Row]:
+    """Events as records, in order."""
+    return [{"type": event_type, "payload": payload} for event_type, payload in told]
 
 
 def insert_rows(statement: Statement, rows: Rows) -> None:
     """Write what the rows of one run say."""
     for kind in INSERTS:
-        if kind.rows(rows):
-            statement.part(kind.part, kind.text(statement.arg(kind.json([rows]), "jsonb")))
+        if records := kind.rows(rows):
+            statement.part(kind.part, kind.text(statement.arg(as_json(list(records)), "jsonb")))
     if rows.end is not None:
         for name, part in ending(rows.end["status"]).items():
             statement.part(name, part)

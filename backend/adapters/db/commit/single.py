@@ -5,13 +5,13 @@ from __future__ import annotations
 from uuid import UUID
 
 from backend.adapters.db.commit.rows import (
-    EVENT_RECORD,
     close_findings,
     ended,
-    events_json,
+    events_of,
     insert_rows,
     move_tasks,
     told_of,
+    told_records,
     worked,
 )
 from backend.adapters.db.commit.statement import (
@@ -36,7 +36,7 @@ def save_checkpoint(
         f"{INSERT_CHECKPOINT} SELECT {_checkpoint_values(statement, row)} FROM fence"
         " ON CONFLICT DO NOTHING RETURNING 1",
     )
-    statement.part("go", "SELECT fence.*, 1 AS n FROM fence WHERE EXISTS (SELECT FROM saved)")
+    statement.part("go", "SELECT * FROM fence WHERE EXISTS (SELECT FROM saved)")
     if fence is not None:
         head = row.checkpoint_id if row.namespace == "" else None
         _project(statement, rows, fence, node=node, head=head, instance=instance)
@@ -86,7 +86,7 @@ def save_writes(
         f" SELECT {keys}, w.* FROM fence, unnest({listed}) AS w"
         f" ON CONFLICT (thread_id, namespace, checkpoint_id, task_id, idx) {clash} RETURNING 1",
     )
-    statement.part("go", "SELECT fence.*, 1 AS n FROM fence WHERE EXISTS (SELECT FROM saved)")
+    statement.part("go", "SELECT * FROM fence WHERE EXISTS (SELECT FROM saved)")
     if fence is not None and not writes.special:
         _project(statement, rows, fence, node=node, head=None, instance=instance)
     return statement
@@ -95,7 +95,7 @@ def save_writes(
 def save_rows(fence: Fence, rows: Rows, *, instance: str, node: str | None = None) -> Statement:
     """Rows of a commit that has no checkpoint of its own: further rounds of moves, the end made by the executor."""
     statement = _fenced(fence)
-    statement.part("go", "SELECT fence.*, 1 AS n FROM fence")
+    statement.part("go", "SELECT * FROM fence")
     _project(statement, rows, fence, node=node, head=None, instance=instance)
     return statement
 
@@ -119,8 +119,8 @@ def _project(
 ) -> None:
     sources: list[str] = []
     if told := told_of(rows):
-        listed = statement.arg(events_json([told]), "jsonb")
-        sources = [f"SELECT e.k, e.type, e.payload FROM go, jsonb_to_recordset({listed}) AS e({EVENT_RECORD})"]
+        records = statement.arg(as_json(told_records(told)), "jsonb")
+        sources = [f"SELECT e.k, e.type, e.payload FROM go, {events_of(records)}"]
     insert_rows(statement, rows)
     sources.extend(move_tasks(statement, moves) for moves in rows.moves[:1])
     sources.extend(close_findings(statement, rows))
