@@ -20,7 +20,7 @@ from backend.adapters.db.commit import Next, save_next
 
 _log = logging.getLogger(__name__)
 _REST_SECONDS = 0.05
-_MOST = 16
+_MOST = 24
 """Commits in one statement: none waits long for the others' rows, and while some runs commit, the others compute."""
 
 

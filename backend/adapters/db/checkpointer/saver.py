@@ -255,7 +255,9 @@ class RunSaver(BaseCheckpointSaver[int]):
                 self._tails[(thread, namespace)] = following
                 return
             rows = self._project(visits, checkpoint, new_versions)
-            if self._ahead and not namespace and not rows.end and not rows.questions:
+            # No node begins after a question or after the end of a run.
+            holds = rows.questions or (rows.end and next_nodes(checkpoint, new_versions))
+            if self._ahead and not namespace and not holds:
                 await self._hand_over(following, visits, rows)
                 return
             if await self._store(following, visits, rows):
