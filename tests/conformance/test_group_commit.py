@@ -7,12 +7,16 @@ from typing import Any, ClassVar
 
 import asyncpg
 import pytest
+from langgraph.graph import START, StateGraph
 
 from backend.adapters.db.checkpointer import GroupCommit, LeaseLost
 from backend.domain import effect
+from backend.domain.role import Role
+from backend.domain.run import RunStatus
+from backend.domain.task import TaskKind
 from backend.engine.driving import drive, prepare
 from backend.errors import Invalid
-from tests.conformance.conftest import Runs, build, decide, plan, work
+from tests.conformance.conftest import Runs, State, build, decide, plan, work
 
 MANY = 12
 
@@ -202,3 +206,66 @@ async def test_a_node_that_is_done_is_committed_before_those_that_wait_for_their
     await drive(compiled, runs.saver(fence), {"plan": {}}, config, at_once=1)
     assert sorted(seen.values()) == [0, 1, 2]
     assert await runs.story(fence.run_id) == await runs.story((await runs.leased_twin(build())).run_id)
+
+
+def linear(nodes: dict[str, Any]) -> StateGraph[Any]:
+    graph = StateGraph(State)
+    for before, (name, node) in zip((START, *nodes), nodes.items(), strict=False):
+        graph.add_node(name, node)
+        graph.add_edge(before, name)
+    return graph
+
+
+def task_of(name: str, began: list[str]) -> Any:
+    def node(state: Any) -> Any:
+        began.append(name)
+        return {"effects": [effect.create_task(name, name, task_kind=TaskKind.FEATURE, role=Role.DEVELOPER)]}
+
+    return node
+
+
+async def test_a_commit_that_waits_behind_another_is_taken_back_with_its_run(runs: Runs) -> None:
+    began: list[str] = []
+    nodes = {name: task_of(name, began) for name in ("one", "two", "three")} | {"decide": decided}
+    group, fence = GroupCommit(runs.pool), await runs.leased()
+    async with runs.pool.acquire() as connection, connection.transaction():
+        await connection.execute("LOCK TABLE tasks IN EXCLUSIVE MODE")
+        driven = asyncio.create_task(runs.drive(fence, linear(nodes), group=group))
+        await _waits_for_a_lock(runs)
+        # The commit of the first node is on its way; that of the second, which began ahead, waits behind it.
+        await asyncio.sleep(0.2)
+        assert began == (["one", "two"] if runs.ahead else ["one"])
+        assert group.waiting == 0
+        driven.cancel()
+        done, _ = await asyncio.wait([driven], timeout=0.2)
+        assert not done
+    with pytest.raises(asyncio.CancelledError):
+        await driven
+    assert await runs.rows("SELECT key FROM tasks WHERE run_id = $1", fence.run_id) == [("one",)]
+    assert await runs.rows("SELECT count(*) FROM checkpoints WHERE thread_id = $1", fence.run_id) == [(1,)]
+    await runs.drive(await runs.claim(fence.run_id), linear(nodes), group=group)
+    assert await runs.story(fence.run_id) == await runs.story((await runs.leased_twin(linear(nodes))).run_id)
+    await runs.check_sequence(fence.run_id)
+
+
+async def test_nothing_begins_after_the_end_of_a_run_before_it_is_durable(runs: Runs) -> None:
+    """A graph may go on where its run is over; whatever does finds the end in the database."""
+    seen: list[str] = []
+
+    async def after(state: Any) -> Any:
+        seen.append((await runs.rows("SELECT status FROM project_runs WHERE id = $1", fence.run_id))[0][0])
+        return {}
+
+    class Slow(GroupCommit):
+        async def commit(self, one: Any, *, instance: str) -> bool:
+            await asyncio.sleep(0.1)
+            return await super().commit(one, instance=instance)
+
+    fence = await runs.leased()
+    graph = linear({"one": task_of("one", []), "decide": decided, "after": after})
+    await runs.drive(fence, graph, group=Slow(runs.pool))
+    assert seen == ["COMPLETED"]
+
+
+def decided(state: Any) -> Any:
+    return {"effects": [effect.end_run(RunStatus.COMPLETED, "All is done.", {})]}
