@@ -83,5 +83,5 @@ async def read_month_budget(session: Reading) -> Response:
 
 @router.put("/budget", response_model=BudgetView, summary="Limit the month", responses=documented(409, 422))
 async def limit_month(body: BudgetLimits, command: Changing) -> Response:
-    """Set what all runs may spend in a calendar month; counts from the next model call on."""
+    """Set what all runs may spend in this calendar month and in each that follows; counts from the next call on."""
     return shown(json.dumps(await budgets.limit_month(command.session, body.wanted())))

@@ -266,7 +266,7 @@ def budget(
     seconds: Annotated[int | None, typer.Option(min=1, max=50_000_000, help="Most seconds of work in all")] = None,
     unlimited: Annotated[bool, typer.Option("--unlimited", help="Take all limits away")] = False,
 ) -> None:
-    """Show or set what a month, or a project, may spend.
+    """Show or set what a month, this one and each that follows, or a project may spend.
 
     The limits are set together: one that is not named is taken away.
     """

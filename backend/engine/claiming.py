@@ -54,7 +54,7 @@ _TAKE = (
     " t.correlation_id, t.graph, t.graph_version, t.lease_epoch, t.head_checkpoint_id AS head, t.requested, t.claims,"
     " t.prompts::text AS pins,"
     " t.limit_seconds, (t.limit_seconds - t.spent_seconds)::double precision AS seconds_left, t.first,"
-    " (SELECT monthly_budget_usd IS NOT NULL OR monthly_budget_seconds IS NOT NULL FROM tenants"
+    " (SELECT num_nonnulls(monthly_budget_tokens, monthly_budget_usd, monthly_budget_seconds) > 0 FROM tenants"
     " WHERE id = t.tenant_id) AS capped, p.name AS project_name,"
     f" EXISTS (SELECT FROM budgets b WHERE b.limit_seconds IS NOT NULL AND ({grants.SHARED.format(run='t')})) OR EXISTS"
     " (SELECT FROM tenants WHERE id = t.tenant_id AND monthly_budget_seconds IS NOT NULL) AS timed"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from decimal import Decimal
 from typing import Any
 from uuid import UUID
@@ -43,7 +43,10 @@ _SET = text(
     " WHERE scope = :scope AND owner_id = :owner AND name >= :name"
 )
 """Of a month: also what is opened already of the next one."""
-_STANDING = text("UPDATE tenants SET monthly_budget_usd = :usd, monthly_budget_seconds = :seconds WHERE id = :tenant")
+_STANDING = text(
+    "UPDATE tenants SET monthly_budget_tokens = :tokens, monthly_budget_usd = :usd, monthly_budget_seconds = :seconds"
+    " WHERE id = :tenant"
+)
 _SHOWN = text(
     "SELECT name, limit_tokens, limit_usd, limit_seconds, spent_tokens, spent_usd, spent_seconds, reserved_tokens,"
     " reserved_usd, reserved_seconds FROM budgets WHERE scope = :scope AND owner_id = :owner AND name = :name"
@@ -85,14 +88,13 @@ async def limit_project(
 
 
 async def limit_month(session: AsyncSession, limits: Limits, *, tenant_id: UUID = DEFAULT_TENANT) -> dict[str, Any]:
-    """Set what all runs may spend in this calendar month (UTC).
+    """Set what all runs may spend in this calendar month (UTC), and in each that follows.
 
-    The limits in USD and in seconds stand for the months that follow, too. Raises `Conflict` when more than the new
-    limit is held by calls in flight, or granted to runs that work.
+    Raises `Conflict` when more than the new limit is held by calls in flight, or granted to runs that work.
     """
     month = str(await session.scalar(_MONTH))
     await _limit(session, {"tenant": tenant_id, "scope": "tenant_month", "owner": tenant_id, "name": month}, limits)
-    await session.execute(_STANDING, {"tenant": tenant_id, "usd": limits.usd, "seconds": limits.seconds})
+    await session.execute(_STANDING, {"tenant": tenant_id, **asdict(limits)})
     return await _shown(session, "tenant_month", tenant_id, month)
 
 
@@ -104,7 +106,7 @@ async def _limit(session: AsyncSession, which: dict[str, Any], limits: Limits) -
         await session.execute(_OPEN, which)
     if limits.seconds is not None:
         await session.execute(_BEGIN, which)
-    wanted = {**which, "tokens": limits.tokens, "usd": limits.usd, "seconds": limits.seconds}
+    wanted = {**which, **asdict(limits)}
     if await session.scalar(_HELD, wanted):
         raise Conflict(
             "Calls in flight, or runs that work, hold more than this limit; wait for their end, or stop the run first."

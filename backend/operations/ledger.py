@@ -25,16 +25,17 @@ _OPEN_ROLE = text(
     " VALUES (:tenant, 'run_role', :run, :role, :tokens, :usd, :seconds) ON CONFLICT DO NOTHING"
 )
 _OPEN_MONTH = text(
-    "INSERT INTO budgets (tenant_id, scope, owner_id, name, limit_usd, limit_seconds, spent_tokens, spent_usd)"
-    " SELECT t.id, 'tenant_month', t.id, m.name, t.monthly_budget_usd, t.monthly_budget_seconds,"
+    "INSERT INTO budgets (tenant_id, scope, owner_id, name, limit_tokens, limit_usd, limit_seconds, spent_tokens,"
+    " spent_usd) SELECT t.id, 'tenant_month', t.id, m.name, t.monthly_budget_tokens, t.monthly_budget_usd,"
+    " t.monthly_budget_seconds,"
     " coalesce(sum(c.tokens_input + c.tokens_output), 0), coalesce(sum(c.cost_usd), 0)"
     " FROM tenants t CROSS JOIN (SELECT DISTINCT to_char(d, 'YYYY-MM') AS name,"
     " date_trunc('month', d) AS first FROM unnest(ARRAY[clock_timestamp() AT TIME ZONE 'UTC',"
     " (clock_timestamp() + interval '1 day') AT TIME ZONE 'UTC']) d) m LEFT JOIN model_calls c ON c.tenant_id = t.id"
     " AND c.created_at AT TIME ZONE 'UTC' >= m.first AND c.created_at AT TIME ZONE 'UTC' < m.first + interval '1 month'"
-    " WHERE t.id = :tenant AND (t.monthly_budget_usd IS NOT NULL OR t.monthly_budget_seconds IS NOT NULL)"
-    " GROUP BY t.id, m.name"
-    " ON CONFLICT DO NOTHING"
+    " WHERE t.id = :tenant"
+    " AND num_nonnulls(t.monthly_budget_tokens, t.monthly_budget_usd, t.monthly_budget_seconds) > 0"
+    " GROUP BY t.id, m.name ON CONFLICT DO NOTHING"
 )
 _SETTLE_LOST = text(
     "WITH lost AS (SELECT c.id, coalesce(r.config_snapshot #>> ARRAY['models', 'providers', c.provider, 'kind'], '')"

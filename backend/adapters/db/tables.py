@@ -78,6 +78,9 @@ class Tenant(Table):
     id: Mapped[UUID] = row_id()
     name: Mapped[str] = mapped_column(unique=True, comment="Shown name")
     monthly_budget_usd: Mapped[Decimal | None] = mapped_column(comment="Limit of all runs in a calendar month (UTC)")
+    monthly_budget_tokens: Mapped[int | None] = mapped_column(
+        BigInteger, comment="Most tokens of all runs in a calendar month (UTC)"
+    )
     monthly_budget_seconds: Mapped[int | None] = mapped_column(
         comment="Most seconds that all runs work in a calendar month (UTC)"
     )

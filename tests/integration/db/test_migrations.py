@@ -176,6 +176,20 @@ async def test_the_database_says_at_which_revision_it_stands(empty_database: Mak
         await engine.dispose()
 
 
+async def test_a_limit_of_this_month_in_tokens_stands_after_the_upgrade(empty_database: MakeDatabase) -> None:
+    url = await empty_database()
+    await migrate.upgrade(url, to="0009")
+    connection = await asyncpg.connect(url)
+    await connection.execute(
+        "INSERT INTO budgets (scope, owner_id, name, limit_tokens) SELECT 'tenant_month', t.id, m.name, m.most"
+        " FROM tenants t, (VALUES ('2001-01', 5), (to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM'), 7))"
+        " AS m(name, most)"
+    )
+    await connection.close()
+    await migrate.upgrade(url)
+    assert await read(url, "SELECT monthly_budget_tokens FROM tenants") == [[(7,)]]
+
+
 async def test_there_is_one_tenant_from_the_start(database_url: str) -> None:
     assert await read(database_url, "SELECT id::text, name FROM tenants") == [
         [("00000000-0000-7000-8000-000000000001", "default")]

@@ -66,6 +66,25 @@ async def _ask(books: Books, number: int) -> ModelReply:
     return await Journal(books, Visit("work", number)).ask(request)
 
 
+async def test_the_limits_of_a_month_stand_for_the_months_that_follow(company: Company) -> None:
+    await company.operate(budgets.limit_month, budgets.Limits(tokens=310, usd=Decimal(7)))
+    # The month is over: nobody has opened the one that we are in.
+    await company.pool.execute("UPDATE budgets SET name = '2001-01', spent_tokens = 130")
+    books = await _books(company, await company.run())
+    opened = await company.pool.fetch(
+        "SELECT limit_tokens, limit_usd, spent_tokens FROM budgets"
+        " WHERE name = to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM')"
+    )
+    assert [tuple(row) for row in opened] == [(310, Decimal(7), 0)]
+    await _ask(books, 1)
+    with pytest.raises(LimitReached, match="tokens of the month"):
+        await _ask(books, 2)
+    await company.operate(budgets.limit_month, budgets.Limits())
+    await company.pool.execute("UPDATE budgets SET name = '2001-02' WHERE name > '2001-02'")
+    await _books(company, await company.run())
+    assert await company.pool.fetchval("SELECT count(*) FROM budgets WHERE name > '2001-02'") == 0
+
+
 @pytest.mark.parametrize("scope", ["project", "tenant_month"])
 async def test_a_limit_that_is_set_while_a_run_begins_counts_its_calls(company: Company, scope: str) -> None:
     run_id = await company.run()
