@@ -46,6 +46,7 @@ IN_THE_LAST_NODE = {
 }
 CASES = [pytest.param(point, armed, id=point) for point, armed in POINTS.items()]
 CASES += [pytest.param(point, armed, id=f"last node {point}") for point, armed in IN_THE_LAST_NODE.items()]
+BRIEFS = {"hold": "a question", "writes": "apart", "written": "apart"}
 _twins: dict[str, list[tuple[object, ...]]] = {}
 """What runs come to that nothing happens to, by brief."""
 
@@ -102,7 +103,7 @@ async def _twin_of(crew: Crew, brief: str) -> list[tuple[object, ...]]:
 async def test_a_worker_that_dies_at_a_named_point_loses_and_repeats_nothing(
     crew: Crew, nursery: Nursery, point: str, armed: tuple[str, ...], times: int
 ) -> None:
-    brief = "a question" if point == "hold" else "go"
+    brief = BRIEFS.get(point, "go")
     run_id, deaths = await crew.run(brief), 0
     for place in armed[:times]:
         await nursery.gone(nursery.start(crew.environment | {"COMPANY_ENGINE__CRASH_AT": place}), 60)

@@ -84,6 +84,9 @@ async def work(state: State, runtime: Runtime[RunContext]) -> State:
     if "hang" in state["brief"]:
         await asyncio.sleep(3600)
     said = await _ask(runtime.context, Visit("work", state["visit"], part), Role.DEVELOPER, [f"{part} 1", f"{part} 2"])
+    if "apart" in state["brief"]:
+        # Parts that are done at the same moment share one commit, and none has one of its own.
+        await asyncio.sleep(0.1 * PARTS.index(part))
     moves = [TaskStatus.READY, TaskStatus.IN_PROGRESS] if state["visit"] < 20 else []
     effects = [effect.move_task(part, to) for to in moves]
     effects.append(effect.add_comment(Role.DEVELOPER, CommentType.PROGRESS, said[-1], task=part))
