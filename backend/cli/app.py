@@ -266,9 +266,9 @@ def budget(
     seconds: Annotated[int | None, typer.Option(min=1, max=50_000_000, help="Most seconds of work in all")] = None,
     unlimited: Annotated[bool, typer.Option("--unlimited", help="Take all limits away")] = False,
 ) -> None:
-    """Show or set what a month, this one and each that follows, or a project may spend.
+    """Show or set what a month, or a project, may spend.
 
-    The limits are set together: one that is not named is taken away.
+    The limits are set together: one that is not named is taken away. A month's stand for those that follow.
     """
     from backend.cli.steer import budget as work
     from backend.operations.budgets import Limits
