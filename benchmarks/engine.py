@@ -366,18 +366,17 @@ async def transactions(contender: Any, connection: Any, url: str, runs: int = 60
     return float(await connection.fetchval(committed) - before) / runs
 
 
-async def in_service(admin: Any) -> None:
-    """Have the server make log files beforehand, as one in service has them: a new one stops everybody for 0.1 s."""
-    try:
-        for setting in ("min_wal_size = '2GB'", "max_wal_size = '4GB'"):
-            await admin.execute(f"ALTER SYSTEM SET {setting}")
-        await admin.execute("SELECT pg_reload_conf()")
-        for _ in range(LOG_FILES):
-            # A file that nothing was written to is not left for another one.
-            await admin.execute("SELECT pg_logical_emit_message(false, 'bench', 'x'), pg_switch_wal()")
-        await admin.execute("CHECKPOINT")
-    except asyncpg.InsufficientPrivilegeError:
-        print("The server keeps its own settings: what follows may stop for its log files.", flush=True)
+async def in_service(url: str) -> None:
+    """Have our own server make log files beforehand, as one in service has them: a new one stops all for 0.1 s."""
+    admin = await asyncpg.connect(plain_url(url))
+    for setting in ("min_wal_size = '2GB'", "max_wal_size = '4GB'"):
+        await admin.execute(f"ALTER SYSTEM SET {setting}")
+    await admin.execute("SELECT pg_reload_conf()")
+    for _ in range(LOG_FILES):
+        # A file that nothing was written to is not left for another one.
+        await admin.execute("SELECT pg_logical_emit_message(false, 'bench', 'x'), pg_switch_wal()")
+    await admin.execute("CHECKPOINT")
+    await admin.close()
 
 
 def warm_up() -> None:
@@ -393,7 +392,6 @@ async def bench(server: str, shape: Shape, rounds: int, single: int, many: int, 
     contenders: list[Any] = [Stock(shape), StockEach(shape), Bare(shape), Least(shape), Ours(shape), Floor(shape)]
     found = {contender.name: Figures() for contender in contenders}
     admin = await asyncpg.connect(plain_url(server))
-    await in_service(admin)
     names = [f"company_bench_{uuid4().hex[:12]}" for _ in contenders]
     urls = []
     for name in names:
@@ -468,6 +466,7 @@ def main(argv: list[str] | None = None, run: Callable[..., Awaitable[dict[str, F
         if not url:
             home = held.enter_context(TemporaryDirectory(prefix="company-bench-"))
             url = held.enter_context(Stack.start(Settings(home=Path(home)))).database_url
+            loops.run(in_service(url))
         for name, shape in SHAPES.items():
             if asked.state in {name, "both"}:
                 found = loops.run(run(url, shape, asked.rounds, asked.single, asked.many, asked.at_once))
