@@ -248,6 +248,20 @@ async def test_a_commit_that_waits_behind_another_is_taken_back_with_its_run(run
     await runs.check_sequence(fence.run_id)
 
 
+async def test_a_run_that_is_cancelled_at_its_end_waits_for_the_commit_that_is_on_its_way(runs: Runs) -> None:
+    fence = await runs.leased()
+    async with runs.pool.acquire() as connection, connection.transaction():
+        await connection.execute("LOCK TABLE events IN EXCLUSIVE MODE")
+        driven = asyncio.create_task(runs.drive(fence, linear({"decide": decided})))
+        await _waits_for_a_lock(runs)
+        driven.cancel()
+        done, _ = await asyncio.wait([driven], timeout=0.2)
+        assert not done
+    with pytest.raises(asyncio.CancelledError):
+        await driven
+    assert await runs.rows("SELECT status FROM project_runs WHERE id = $1", fence.run_id) == [("COMPLETED",)]
+
+
 async def test_nothing_begins_after_the_end_of_a_run_before_it_is_durable(runs: Runs) -> None:
     """A graph may go on where its run is over; whatever does finds the end in the database."""
     seen: list[str] = []
@@ -257,9 +271,9 @@ async def test_nothing_begins_after_the_end_of_a_run_before_it_is_durable(runs: 
         return {}
 
     class Slow(GroupCommit):
-        async def commit(self, one: Any, *, instance: str) -> bool:
+        async def _send(self, connection: Any) -> None:
             await asyncio.sleep(0.1)
-            return await super().commit(one, instance=instance)
+            await super()._send(connection)
 
     fence = await runs.leased()
     graph = linear({"one": task_of("one", []), "decide": decided, "after": after})

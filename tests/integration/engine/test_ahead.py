@@ -10,6 +10,7 @@ from langgraph.channels import EphemeralValue
 from langgraph.graph import END, START, StateGraph
 from langgraph.runtime import Runtime
 
+from backend.adapters.db.checkpointer import GroupCommit
 from backend.domain import effect
 from backend.domain.comment import CommentType
 from backend.domain.graph import GraphSpec
@@ -27,25 +28,34 @@ class State(TypedDict, total=False):
     effects: Annotated[list[effect.Effect], EphemeralValue(list, guard=False)]
 
 
+class Held(GroupCommit):
+    """Commits that leave when the test says so."""
+
+    held = True
+
+    def leave(self) -> None:
+        self.held = False
+        self._set_off()
+
+    def _set_off(self) -> None:
+        if not self.held:
+            super()._set_off()
+
+
 class World(EmptyBench):
-    """Hands that note what they were used for, and a commit that leaves when the test says so."""
+    """Hands that note what they were used for."""
 
     def __init__(self, company: Company) -> None:
         self.company, self.workspace, self.checks = company, self, self
         self.touched: list[str] = []
-        self.began, self.leave = asyncio.Event(), asyncio.Event()
+        self.began = asyncio.Event()
         self.worker = company.worker("ahead")
         self.worker.workbenches = self._bench
         self.worker.graphs = Graphs([GraphSpec("ahead", "1", "Two nodes", self.graph, lambda facts: {}, (Role.LEAD,))])
-        self._commit = self.worker.group.commit
-        self.worker.group.commit = self._held_back  # type: ignore[method-assign]  # one that can be slow
+        self.worker.group = self.held = Held(self.worker.pool)
 
     async def _bench(self, facts: Any) -> Any:
         return self
-
-    async def _held_back(self, one: Any, *, instance: str) -> bool:
-        await self.leave.wait()
-        return await self._commit(one, instance=instance)
 
     def toolbox(self, role: Any, tree: Any, note: Any) -> Any:
         return self
@@ -127,7 +137,7 @@ async def _drive(worker: Executor, run_id: Any) -> None:
 
 async def test_a_node_that_began_ahead_touches_nothing_before_the_commit(world: World, company: Company) -> None:
     run_id, driving = await began_ahead(world, company)
-    world.leave.set()
+    world.held.leave()
     await driving
     assert (await company.row(run_id))["status"] == "COMPLETED"
     assert sorted(world.touched) == sorted(["workspace", "checks", "toolbox"] + ["returned"] * 6)
@@ -141,7 +151,7 @@ async def test_a_node_that_began_ahead_of_a_commit_that_fails_touches_nothing(wo
     await company.pool.execute(
         "UPDATE project_runs SET lease_epoch = lease_epoch + 1, lease_owner = 'another' WHERE id = $1", run_id
     )
-    world.leave.set()
+    world.held.leave()
     await driving
     assert (world.touched, company.transport.calls, await world.events()) == ([], [], [])
 
@@ -152,7 +162,7 @@ async def test_a_stop_takes_back_a_commit_that_was_not_sent(world: World, compan
     await driving
     assert (await company.row(run_id))["status"] == "STOPPED_USER"
     assert (world.touched, company.transport.calls, await world.events()) == ([], [], [])
-    world.leave.set()
+    world.held.leave()
     await company.check(run_id)
     assert await company.pool.fetchval("SELECT count(*) FROM checkpoints") == 0
 
@@ -163,7 +173,7 @@ async def test_nodes_of_a_run_whose_worker_died_begin_in_turn(world: World, comp
     # The first commit is held back: whoever began ahead of it would have begun by then.
     await asyncio.sleep(0.5)
     assert not world.began.is_set()
-    world.leave.set()
+    world.held.leave()
     await driving
     assert (await company.row(run_id))["status"] == "COMPLETED"
     await company.check(run_id)

@@ -25,17 +25,14 @@ _MOST = 24
 
 
 @dataclass(eq=False, slots=True)
-class _Queued:
+class Queued:
+    """A commit that waits for its statement, or is in one that is on its way."""
+
     one: Next
     instance: str
     written: asyncio.Future[bool]
+    """Whether it was written; False when it has to be tried by itself. Only `take_back` cancels it."""
     sent: bool = False
-    landed: bool = False
-
-    def land(self, written: bool) -> None:
-        """Tell the outcome to whoever still waits for it."""
-        self.landed = True
-        _settle(self.written, written)
 
 
 @dataclass(eq=False)
@@ -44,27 +41,34 @@ class GroupCommit:
 
     pool: Any
     flights: int = 2
-    _queue: deque[_Queued] = field(default_factory=deque)
+    _queue: deque[Queued] = field(default_factory=deque)
     _flying: set[asyncio.Task[None]] = field(default_factory=set)
     _resting: list[asyncio.Future[bool]] = field(default_factory=list)
+
+    def put(self, one: Next, *, instance: str) -> Queued:
+        """Have a commit leave with the next statement; `written` tells whether it did."""
+        queued = Queued(one, instance, asyncio.get_running_loop().create_future())
+        self._queue.append(queued)
+        self._set_off()
+        return queued
+
+    def take_back(self, queued: Queued) -> None:
+        """Leave out a commit that was not sent yet; one that was has its outcome anyway."""
+        if not queued.sent:
+            self._queue.remove(queued)
+            queued.sent = queued.written.cancel()
 
     async def commit(self, one: Next, *, instance: str) -> bool:
         """Write a commit; False when it has to be tried by itself, to find out why the shared statement left it out.
 
         Cancelled before it was sent, nothing of it is written; cancelled after, it first waits for the outcome.
         """
-        queued = _Queued(one, instance, asyncio.get_running_loop().create_future())
-        self._queue.append(queued)
-        self._set_off()
+        queued = self.put(one, instance=instance)
         try:
-            return await queued.written
+            return await asyncio.shield(queued.written)
         except asyncio.CancelledError:
-            if not queued.sent:
-                self._queue.remove(queued)
-            elif not queued.landed:
-                # The cancellation took the first future with it.
-                queued.written = asyncio.get_running_loop().create_future()
-                await queued.written
+            self.take_back(queued)
+            await asyncio.wait([queued.written])
             raise
 
     @property
@@ -127,11 +131,11 @@ class GroupCommit:
         finally:
             _land(batch, written)
 
-    def _take(self) -> list[_Queued]:
+    def _take(self) -> list[Queued]:
         """The first commits of the queue that end alike, in order."""
         first = self._queue[0]
-        batch: list[_Queued] = []
-        left: deque[_Queued] = deque()
+        batch: list[Queued] = []
+        left: deque[Queued] = deque()
         while self._queue:
             queued = self._queue.popleft()
             alike = queued.one.ending == first.one.ending and queued.instance == first.instance
@@ -150,7 +154,7 @@ def _settle(future: asyncio.Future[bool], result: bool) -> bool:
     return True
 
 
-def _land(batch: Iterable[_Queued], written: Collection[int]) -> None:
+def _land(batch: Iterable[Queued], written: Collection[int]) -> None:
     """Tell the commits of a statement, by their places in it, whether they were written."""
     for n, queued in enumerate(batch, 1):
-        queued.land(n in written)
+        _settle(queued.written, n in written)

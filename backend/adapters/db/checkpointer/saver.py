@@ -11,7 +11,7 @@ and whatever touches the world in such a node waits for `settled` first.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -37,6 +37,7 @@ from backend.adapters.db import commit
 from backend.adapters.db.checkpointer import reading, retention
 from backend.adapters.db.checkpointer.codec import dumps
 from backend.adapters.db.checkpointer.grouping import GroupCommit
+from backend.adapters.db.checkpointer.line import Line, Write
 from backend.adapters.db.checkpointer.sending import LeaseLost, Sent, fetch, persist, send
 from backend.adapters.db.checkpointer.tail import Tail, as_uuid, follow, next_nodes, node_name, place
 from backend.adapters.db.commit import Fence, PendingWrites
@@ -109,7 +110,7 @@ class RunSaver(BaseCheckpointSaver[int]):
         self._supersteps: dict[tuple[str, str], _Superstep] = {}
         self._inner_effects: dict[str, list[Any]] = {}
         self._ahead = False
-        self._under_way: asyncio.Task[None] | None = None
+        self._line = Line(self._group, instance)
 
     @asynccontextmanager
     async def ahead(self) -> AsyncIterator[None]:
@@ -119,30 +120,22 @@ class RunSaver(BaseCheckpointSaver[int]):
         """
         self._ahead = True
         try:
-            yield
+            try:
+                yield
+            except Exception:
+                # What went wrong first is told: the node that failed may have begun after a commit that failed.
+                await self.settled()
+                raise
+            await self.settled()
         except asyncio.CancelledError:
-            if self._under_way is not None:
-                self._under_way.cancel()
-                await asyncio.gather(self._under_way, return_exceptions=True)
+            await self._line.take_back()
             raise
-        except Exception:
-            # What went wrong first is told: the node that failed may have begun after a commit that failed.
-            await self.settled()
-            raise
-        else:
-            await self.settled()
         finally:
             self._ahead = False
 
     async def settled(self) -> None:
         """Wait until all that was handed over for commit is durable; raises as its commits do."""
-        under_way = self._under_way
-        if under_way is None:
-            return
-        await asyncio.shield(under_way)
-        # One that failed stays: nothing can be committed after it.
-        if self._under_way is under_way:
-            self._under_way = None
+        await self._line.settled()
 
     # --- writing ---------------------------------------------------------------------------------------------------
 
@@ -213,7 +206,7 @@ class RunSaver(BaseCheckpointSaver[int]):
             pending.values.append(dumps(kept, where=f"The channel {channel}"))
         statement = commit.save_writes(pending, self._fence, rows, node=node, instance=self._instance)
         crash_point("writes")
-        await self._send(lambda: [statement, *self._rounds(rows)], rows)
+        await self._send(statement, rows)
         crash_point("written")
 
     async def aput(
@@ -267,28 +260,29 @@ class RunSaver(BaseCheckpointSaver[int]):
 
     async def _hand_over(self, tail: Tail, visits: Sequence[Finished], rows: Rows) -> None:
         """Have the row of a checkpoint leave right behind the one before; returns when that one is durable."""
-        write, before = self._writer(tail, visits, rows), self._under_way
+        row, following = self._row(tail, visits, rows)
 
-        async def follow_on() -> None:
-            if before is not None:
-                await before
-            if not await write():
+        async def by_itself() -> None:
+            if not await self._write(row, visits, rows):
                 raise _written_elsewhere(tail.thread)
 
-        turns = _TURNS_OF_A_COMMIT if before is None or before.done() else 0
-        self._under_way = asyncio.ensure_future(follow_on())
+        turn = self._line.add(Write(following, by_itself, partial(self._written, rows)))
         self._keep(tail)
-        if before is not None:
-            await asyncio.shield(before)
+        if turn is not None:
+            await turn
+            return
         # The commit sets off before LangGraph goes on: that takes as long as a third of the commit.
-        for _ in range(turns):
+        for _ in range(_TURNS_OF_A_COMMIT):
             await asyncio.sleep(0)
 
     async def _store(self, tail: Tail, visits: Sequence[Finished], rows: Rows) -> bool:
         """Write the row of a checkpoint; False when another one has its place."""
-        write = self._writer(tail, visits, rows)
+        row, following = self._row(tail, visits, rows)
         await self.settled()
-        if not await write():
+        crash_point("checkpoint")
+        if following is not None and await self._group.commit(following, instance=self._instance):
+            self._written(rows)
+        elif not await self._write(row, visits, rows):
             return False
         self._keep(tail)
         return True
@@ -297,25 +291,24 @@ class RunSaver(BaseCheckpointSaver[int]):
         tail.stored, tail.held, self._begun = True, {}, True
         self._tails[(tail.thread, tail.namespace)] = tail
 
-    def _writer(self, tail: Tail, visits: Sequence[Finished], rows: Rows) -> Callable[[], Awaitable[bool]]:
-        """What writes the row of a checkpoint once it is its turn; it returns False when another one has its place."""
-        row, fence = tail.row(), self._fence
-        node = ", ".join(sorted(set(rows.following))) or (visits[-1].node if visits else None)
-        following = commit.Next.of(row, fence, rows, node)
+    def _row(
+        self, tail: Tail, visits: Sequence[Finished], rows: Rows
+    ) -> tuple[commit.CheckpointRow, commit.Next | None]:
+        """The row of a checkpoint, made before its turn comes, and how it goes with other runs' if it may."""
+        row = tail.row()
+        return row, commit.Next.of(row, self._fence, rows, _node(visits, rows))
 
-        def whole() -> list[commit.Statement]:
-            return [commit.save_checkpoint(row, fence, rows, node=node, instance=self._instance), *self._rounds(rows)]
+    async def _write(self, row: commit.CheckpointRow, visits: Sequence[Finished], rows: Rows) -> bool:
+        """Write a checkpoint by itself; False when another one has its place."""
+        node = _node(visits, rows)
+        statement = commit.save_checkpoint(row, self._fence, rows, node=node, instance=self._instance)
+        sent = await self._send(statement, rows)
+        crash_point("committed")
+        return sent.fresh or await self._stored_id(row) == row.checkpoint_id
 
-        async def short() -> bool:
-            return following is not None and await self._group.commit(following, instance=self._instance)
-
-        async def write() -> bool:
-            crash_point("checkpoint")
-            sent = await self._send(whole, rows, short)
-            crash_point("committed")
-            return sent.fresh or await self._stored_id(row) == row.checkpoint_id
-
-        return write
+    def _written(self, rows: Rows) -> None:
+        self._committed(rows)
+        crash_point("committed")
 
     def _may_wait(self, namespace: str, metadata: CheckpointMetadata, visits: Sequence[Finished], tail: Tail) -> bool:
         """Whether nothing would be lost with this checkpoint: before the first node, the input says it all."""
@@ -346,13 +339,8 @@ class RunSaver(BaseCheckpointSaver[int]):
             return []
         return [commit.save_rows(self._fence, Rows(moves=[moves]), instance=self._instance) for moves in rows.moves[1:]]
 
-    async def _send(
-        self,
-        statements: Callable[[], Sequence[commit.Statement]],
-        rows: Rows,
-        shortcut: Callable[[], Awaitable[bool]] | None = None,
-    ) -> Sent:
-        sent = await (send(self._pool, statements, shortcut) if shortcut else send(self._pool, statements))
+    async def _send(self, statement: commit.Statement, rows: Rows) -> Sent:
+        sent = await send(self._pool, [statement, *self._rounds(rows)])
         if not sent.fenced:
             raise LeaseLost("The run has another owner.")
         self._committed(rows)
@@ -468,6 +456,11 @@ class RunSaver(BaseCheckpointSaver[int]):
 
 # LangGraph asks for it at each run's begin; found out once, it is a hundredth of a small run's time.
 RunSaver.aput_writes.__signature__ = signature(RunSaver.aput_writes)  # type: ignore[attr-defined]  # inspect's protocol
+
+
+def _node(visits: Sequence[Finished], rows: Rows) -> str | None:
+    """The node that a run is at after a checkpoint: what follows, else what is done."""
+    return ", ".join(sorted(set(rows.following))) or (visits[-1].node if visits else None)
 
 
 def _written_elsewhere(thread: str) -> Conflict:

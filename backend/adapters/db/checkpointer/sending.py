@@ -45,25 +45,13 @@ class Sent(NamedTuple):
     fresh: bool
 
 
-async def _no_shortcut() -> bool:
-    return False
-
-
-async def send(
-    pool: Any, statements: Callable[[], Sequence[Statement]], shortcut: Callable[[], Awaitable[bool]] = _no_shortcut
-) -> Sent:
-    """Run the statements in one transaction; a shortcut does the same and returns True, or changes nothing.
+async def send(pool: Any, statements: Sequence[Statement]) -> Sent:
+    """Run the statements in one transaction.
 
     Raises `Invalid` when the database refuses the rows, `Unavailable` when it cannot be reached for some seconds.
     """
-
-    async def once() -> Sent:
-        if await shortcut():
-            return Sent(fenced=True, fresh=True)
-        return await _send_once(pool, statements())
-
     try:
-        return await persist(once)
+        return await persist(lambda: _send_once(pool, statements))
     except (asyncpg.IntegrityConstraintViolationError, asyncpg.DataError, asyncpg.RaiseError) as error:
         raise Invalid(f"The database refused what the node recorded: {error}", code="effect_refused") from error
 
