@@ -12,8 +12,8 @@ import json
 import os
 import statistics
 import time
-from collections.abc import Awaitable, Callable
-from contextlib import ExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -395,36 +395,50 @@ def warm_up() -> None:
                 shape.begin(run), shape.update(node, run), recorded(node, run)
 
 
-async def bench(server: str, shape: Shape, rounds: int, single: int, many: int, at_once: int) -> dict[str, Figures]:
-    warm_up()
-    contenders: list[Any] = [Stock(shape), StockEach(shape), Bare(shape), Least(shape), Ours(shape), Floor(shape)]
-    found = {contender.name: Figures() for contender in contenders}
+@asynccontextmanager
+async def databases(server: str, count: int) -> AsyncIterator[list[str]]:
+    """New databases, by their URLs."""
     admin = await asyncpg.connect(plain_url(server))
-    names = [f"company_bench_{uuid4().hex[:12]}" for _ in contenders]
-    urls = []
-    for name in names:
-        await admin.execute(f'CREATE DATABASE "{name}"')
-        urls.append(plain_url(server).rsplit("/", 1)[0] + f"/{name}")
+    names = [f"company_bench_{uuid4().hex[:12]}" for _ in range(count)]
     try:
-        connections = []
-        for contender, url in zip(contenders, urls, strict=True):
-            if not isinstance(contender, Stock):
-                await migrate.upgrade(url)
-            await contender.open(url)
-            connections.append(await asyncpg.connect(url))
-            await in_parallel(contender, await contender.prepare(at_once), at_once)
-        # As a worker does once it is up; it spares all contenders alike.
-        loops.settle_down()
-        for _ in range(rounds):
-            await one_at_a_time(contenders, found, single)
-            await many_at_once(list(zip(contenders, connections, strict=True)), found, many, at_once)
-        for contender, connection, url in zip(contenders, connections, urls, strict=True):
-            found[contender.name].transactions.append(await transactions(contender, connection, url))
-            await connection.close()
+        for name in names:
+            await admin.execute(f'CREATE DATABASE "{name}"')
+        yield [plain_url(server).rsplit("/", 1)[0] + f"/{name}" for name in names]
     finally:
         for name in names:
             await admin.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
         await admin.close()
+
+
+async def one_round(
+    contenders: list[Any], urls: list[str], found: dict[str, Figures], single: int, many: int, at_once: int
+) -> None:
+    connections = []
+    for contender, url in zip(contenders, urls, strict=True):
+        if not isinstance(contender, Stock):
+            await migrate.upgrade(url)
+        await contender.open(url)
+        connections.append(await asyncpg.connect(url))
+        await in_parallel(contender, await contender.prepare(at_once), at_once)
+    # As a worker does once it is up; it spares all contenders alike.
+    loops.settle_down()
+    await one_at_a_time(contenders, found, single)
+    await many_at_once(list(zip(contenders, connections, strict=True)), found, many, at_once)
+    for contender, connection, url in zip(contenders, connections, urls, strict=True):
+        if not found[contender.name].transactions:
+            found[contender.name].transactions.append(await transactions(contender, connection, url))
+        await contender.close()
+        await connection.close()
+
+
+async def bench(server: str, shape: Shape, rounds: int, single: int, many: int, at_once: int) -> dict[str, Figures]:
+    """Each round on new databases: what is measured is a run's cost, and not how much earlier rounds have left."""
+    warm_up()
+    contenders: list[Any] = [Stock(shape), StockEach(shape), Bare(shape), Least(shape), Ours(shape), Floor(shape)]
+    found = {contender.name: Figures() for contender in contenders}
+    for _ in range(rounds):
+        async with databases(server, len(contenders)) as urls:
+            await one_round(contenders, urls, found, single, many, at_once)
     return found
 
 
@@ -466,7 +480,7 @@ def main(argv: list[str] | None = None, run: Callable[..., Awaitable[dict[str, F
     parser.add_argument("--state", choices=[*SHAPES, "both"], default="both", help="what the graph's state is like")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--single", type=int, default=20, help="runs one at a time, each round")
-    parser.add_argument("--many", type=int, default=2048, help="runs for throughput, each round")
+    parser.add_argument("--many", type=int, default=1024, help="runs for throughput, each round")
     parser.add_argument("--at-once", type=int, default=32)
     asked = parser.parse_args(argv)
     with ExitStack() as held:
