@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,8 +30,8 @@ class Queued:
 
     one: Next
     instance: str
-    written: asyncio.Future[bool]
-    """Whether it was written; False when it has to be tried by itself. Only `take_back` cancels it."""
+    landed: Callable[[bool], None]
+    """Told once whether it was written; if not, it has to be tried by itself, to find out why it was left out."""
     sent: bool = False
 
 
@@ -45,30 +45,32 @@ class GroupCommit:
     _flying: set[asyncio.Task[None]] = field(default_factory=set)
     _resting: list[asyncio.Future[bool]] = field(default_factory=list)
 
-    def put(self, one: Next, *, instance: str) -> Queued:
-        """Have a commit leave with the next statement; `written` tells whether it did."""
-        queued = Queued(one, instance, asyncio.get_running_loop().create_future())
+    def put(self, one: Next, *, instance: str, landed: Callable[[bool], None]) -> Queued:
+        """Have a commit leave with the next statement; `landed` is called once it is over, and must not raise."""
+        queued = Queued(one, instance, landed)
         self._queue.append(queued)
         self._set_off()
         return queued
 
-    def take_back(self, queued: Queued) -> None:
-        """Leave out a commit that was not sent yet; one that was has its outcome anyway."""
-        if not queued.sent:
-            self._queue.remove(queued)
-            queued.sent = queued.written.cancel()
+    def take_back(self, queued: Queued) -> bool:
+        """Leave out a commit; False when it was sent, and lands all the same."""
+        if queued.sent:
+            return False
+        self._queue.remove(queued)
+        return True
 
     async def commit(self, one: Next, *, instance: str) -> bool:
-        """Write a commit; False when it has to be tried by itself, to find out why the shared statement left it out.
+        """Write a commit; returns whether it was written, as `landed` is told.
 
         Cancelled before it was sent, nothing of it is written; cancelled after, it first waits for the outcome.
         """
-        queued = self.put(one, instance=instance)
+        written: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        queued = self.put(one, instance=instance, landed=written.set_result)
         try:
-            return await asyncio.shield(queued.written)
+            return await asyncio.shield(written)
         except asyncio.CancelledError:
-            self.take_back(queued)
-            await asyncio.wait([queued.written])
+            if not self.take_back(queued):
+                await asyncio.wait([written])
             raise
 
     @property
@@ -157,4 +159,4 @@ def _settle(future: asyncio.Future[bool], result: bool) -> bool:
 def _land(batch: Iterable[Queued], written: Collection[int]) -> None:
     """Tell the commits of a statement, by their places in it, whether they were written."""
     for n, queued in enumerate(batch, 1):
-        _settle(queued.written, n in written)
+        queued.landed(n in written)

@@ -1,21 +1,23 @@
 """The commits of one run that are on their way, each right behind the one before it.
 
-While a run gets on well this is callbacks and no task: with many runs in a process, what a commit costs is the
-process's time, not the database's.
+While a run gets on well this is one call from landing to leaving, with no task and hardly a future: with many runs in a
+process, what a commit costs is the process's time, not the database's.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections import deque
+from collections.abc import Callable, Coroutine
+from contextvars import copy_context
 from dataclasses import dataclass
+from typing import Any
 
 from backend.adapters.crashes import crash_point
 from backend.adapters.db.checkpointer.grouping import GroupCommit, Queued
 from backend.adapters.db.commit import Next
 
-Outcome = asyncio.Future[None]
-"""Done when a commit is durable; it raises why it is not, and is cancelled when it was taken back."""
+_Turn = asyncio.Future[None]
 
 
 @dataclass(slots=True)
@@ -23,112 +25,117 @@ class Write:
     """How a checkpoint is written: with other runs' as `following`, where that may be and works, else by itself."""
 
     following: Next | None
-    by_itself: Callable[[], Awaitable[None]]
+    by_itself: Callable[[], Coroutine[Any, Any, None]]
     written: Callable[[], None]
     """What the run does about a checkpoint that became durable with others'."""
 
 
 class Line:
-    """A run's commits in order: one that failed stays at its end, since none may come after it."""
+    """A run's commits in order, which ends with the first that failed: none may come after it."""
 
     def __init__(self, group: GroupCommit, instance: str) -> None:
         self._group = group
         self._instance = instance
-        self._last: Outcome | None = None
+        self._under_way: Write | None = None
         self._queued: Queued | None = None
-        self._alone: asyncio.Future[None] | None = None
-        self._closed = False
+        self._alone: asyncio.Task[None] | None = None
+        self._behind: deque[tuple[Write, _Turn]] = deque()
+        self._settling: list[_Turn] = []
+        self._error: BaseException | None = None
+        # What lands is told in the flight of whichever run set off first.
+        self._context = copy_context()
 
-    def add(self, write: Write) -> Outcome | None:
+    def add(self, write: Write) -> _Turn | None:
         """Have a commit leave as soon as the one before it is durable; returns when that is, if it is not yet.
 
-        What is returned raises what the one before raised, and may be cancelled: that takes nothing back.
+        What is returned raises what the one before raised; cancelled, it takes nothing back.
         """
-        loop = asyncio.get_running_loop()
-        before, self._last = self._last, loop.create_future()
-        outcome = self._last
-        if before is None or before.done():
-            self._follow(before, write, outcome)
+        if self._error is not None:
+            raise self._error
+        if self._under_way is None:
+            self._leave(write)
             return None
-        turn: Outcome = loop.create_future()
-
-        def come(before: Outcome) -> None:
-            self._follow(before, write, outcome)
-            if not turn.done() and not _passed_on(before, turn):
-                turn.set_result(None)
-
-        before.add_done_callback(come)
+        turn: _Turn = asyncio.get_running_loop().create_future()
+        self._behind.append((write, turn))
         return turn
 
     async def settled(self) -> None:
         """Wait until all that was added is durable; raises what a commit raised."""
-        last = self._last
-        if last is None:
-            return
-        await asyncio.shield(last)
-        if self._last is last:
-            self._last = None
+        if self._error is not None:
+            raise self._error
+        if self._under_way is not None:
+            await self._end()
 
     async def take_back(self) -> None:
         """Let nothing leave any more; returns when there is an outcome of what was sent."""
-        self._closed = True
-        if self._queued is not None:
-            self._group.take_back(self._queued)
+        self._error = self._error or asyncio.CancelledError("The commit was taken back.")
+        if self._queued is not None and self._group.take_back(self._queued):
+            self._over()
         if self._alone is not None:
             self._alone.cancel()
-        if self._last is not None:
-            await asyncio.wait([self._last])
+        if self._under_way is not None:
+            end = self._end()
+            await asyncio.wait([end])
             # Whoever takes the run up asks the database how it went; asked here, nothing is logged about it.
-            _ = self._last.cancelled() or self._last.exception()
+            end.exception()
 
-    def _follow(self, before: Outcome | None, write: Write, outcome: Outcome) -> None:
-        if before is not None and _passed_on(before, outcome):
-            return
-        if self._closed:
-            outcome.cancel()
-            return
+    def _end(self) -> _Turn:
+        end: _Turn = asyncio.get_running_loop().create_future()
+        self._settling.append(end)
+        return end
+
+    def _leave(self, write: Write) -> None:
+        self._under_way = write
         crash_point("checkpoint")
         if write.following is None:
-            self._try_alone(write, outcome)
-            return
-        self._queued = self._group.put(write.following, instance=self._instance)
-        self._queued.written.add_done_callback(lambda written: self._landed(written, write, outcome))
-
-    def _landed(self, written: asyncio.Future[bool], write: Write, outcome: Outcome) -> None:
-        self._queued = None
-        if written.cancelled():
-            outcome.cancel()
-        elif not written.result():
-            self._try_alone(write, outcome)
+            self._try_alone(write)
         else:
+            self._queued = self._group.put(write.following, instance=self._instance, landed=self._landed)
+
+    def _landed(self, written: bool) -> None:
+        write, self._queued = self._under_way, None
+        assert write is not None
+        if written:
             try:
-                write.written()
-            except Exception as error:  # noqa: BLE001 - whoever waits for the outcome raises it
-                outcome.set_exception(error)
+                self._context.run(write.written)
+            except Exception as error:  # noqa: BLE001 - whoever waits for the commit raises it
+                self._over(error)
             else:
-                outcome.set_result(None)
+                self._over()
+        elif self._error is not None:
+            self._over()
+        else:
+            # The shared statement left it out: by itself it finds out why.
+            self._try_alone(write)
 
-    def _try_alone(self, write: Write, outcome: Outcome) -> None:
-        """The shared statement left it out or cannot hold it."""
-        if self._closed:
-            outcome.cancel()
+    def _try_alone(self, write: Write) -> None:
+        self._alone = asyncio.get_running_loop().create_task(write.by_itself(), context=self._context.copy())
+        self._alone.add_done_callback(self._tried)
+
+    def _tried(self, alone: asyncio.Task[None]) -> None:
+        self._alone = None
+        self._over(asyncio.CancelledError() if alone.cancelled() else alone.exception())
+
+    def _over(self, error: BaseException | None = None) -> None:
+        """Go on with the next commit, or with none after one that failed."""
+        self._under_way, self._queued = None, None
+        self._error = error = self._error or error
+        if self._behind and error is None:
+            write, turn = self._behind.popleft()
+            self._leave(write)
+            _tell(turn, None)
             return
-        self._alone = asyncio.ensure_future(write.by_itself())
-
-        def over(alone: asyncio.Future[None]) -> None:
-            self._alone = None
-            if not _passed_on(alone, outcome):
-                outcome.set_result(None)
-
-        self._alone.add_done_callback(over)
+        waiting = [turn for _, turn in self._behind] + self._settling
+        self._behind.clear()
+        self._settling.clear()
+        for turn in waiting:
+            _tell(turn, error)
 
 
-def _passed_on(before: asyncio.Future[None], outcome: Outcome) -> bool:
-    """Let a commit end as one did that failed or was taken back; False when that one is durable."""
-    if before.cancelled():
-        outcome.cancel()
-    elif (error := before.exception()) is not None:
-        outcome.set_exception(error)
+def _tell(turn: _Turn, error: BaseException | None) -> None:
+    if turn.done():
+        return
+    if error is None:
+        turn.set_result(None)
     else:
-        return False
-    return True
+        turn.set_exception(error)
