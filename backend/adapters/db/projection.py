@@ -90,6 +90,7 @@ class Projection:
         self._run_id = run_id
         self._visit = Finished(node="", task="")
         self._ordinals: dict[str, int] = {}
+        self._tasks: dict[str, str] = {}
 
     def add(self, visit: Finished) -> None:
         """Fold in one visit; raises `Invalid` naming the node for an effect that cannot be recorded."""
@@ -103,8 +104,10 @@ class Projection:
             except (KeyError, ValueError, TypeError, CompanyError) as error:
                 raise Invalid(f"The effect {kind} of the node {visit.node} cannot be recorded: {error}") from error
         payload: Row = {"node": visit.node}
-        payload |= {"visit": visit.number} if visit.number is not None else {}
-        payload |= {"task": visit.task_key} if visit.task_key is not None else {}
+        if visit.number is not None:
+            payload["visit"] = visit.number
+        if visit.task_key is not None:
+            payload["task"] = visit.task_key
         self.rows.events.append(("node.finished", payload))
 
     def started(self, nodes: Sequence[str]) -> None:
@@ -119,24 +122,40 @@ class Projection:
         return named(self._run_id, f"{self._visit.task}/{kind}/{ordinal}")
 
     def _task(self, key: str | None) -> str | None:
-        return None if key is None else task_name(self._run_id, key)
+        if key is None:
+            return None
+        if key not in self._tasks:
+            self._tasks[key] = task_name(self._run_id, key)
+        return self._tasks[key]
 
     def _event(self, event_type: str, payload: Row) -> None:
         self.rows.events.append((event_type, payload))
 
     def _create_task(self, effect: Effect) -> None:
-        row = {name: effect[name] for name in ("key", "title", "description", "status", "priority")}
-        row |= {"id": self._task(effect["key"]), "kind": effect["task_kind"], "assigned_role": effect["role"]}
-        row |= {"acceptance_criteria": effect["acceptance_criteria"], "parent_task_id": self._task(effect["parent"])}
-        row |= {"iteration": 0, "branch": None, "commit": None}
-        TaskStatus(effect["status"])
-        self.rows.tasks.append(row)
-        for key in dict.fromkeys(effect["depends_on"]):
-            self.rows.dependencies.append({"task_id": row["id"], "depends_on_task_id": self._task(key)})
-        event = {"task_id": row["id"]} | {
-            name: effect[name] for name in ("key", "title", "status", "task_kind", "role")
-        }
-        self._event("task.created", event)
+        task, key, title, status = self._task(effect["key"]), effect["key"], effect["title"], effect["status"]
+        kind, role = effect["task_kind"], effect["role"]
+        TaskStatus(status)
+        self.rows.tasks.append(
+            {
+                "id": task,
+                "key": key,
+                "title": title,
+                "description": effect["description"],
+                "kind": kind,
+                "status": status,
+                "assigned_role": role,
+                "priority": effect["priority"],
+                "iteration": 0,
+                "acceptance_criteria": effect["acceptance_criteria"],
+                "parent_task_id": self._task(effect["parent"]),
+                "branch": None,
+                "commit": None,
+            }
+        )
+        for other in dict.fromkeys(effect["depends_on"]):
+            self.rows.dependencies.append({"task_id": task, "depends_on_task_id": self._task(other)})
+        told = {"task_id": task, "key": key, "title": title, "status": status, "task_kind": kind, "role": role}
+        self._event("task.created", told)
 
     def _move_task(self, effect: Effect) -> None:
         to = TaskStatus(effect["to"])
@@ -162,14 +181,24 @@ class Projection:
         self.rows.moves.append([row])
 
     def _add_comment(self, effect: Effect) -> None:
-        row = {name: effect[name] for name in ("comment_type", "body", "metrics", "blockers", "next_steps")}
-        author = effect["author"]
-        row |= {"id": self._id("comment"), "task_id": self._task(effect["task"]), "rationale": effect["rationale"]}
-        row |= {"author_name": author, "author_role": author if author in _ROLES else None}
-        row |= {"node": self._visit.node, "visit": self._visit.number}
-        self.rows.comments.append(row)
-        event = {"comment_id": row["id"], "task": effect["task"], "author": author}
-        self._event("comment.added", event | {"comment_type": effect["comment_type"]})
+        comment, task, author, kind = self._id("comment"), effect["task"], effect["author"], effect["comment_type"]
+        self.rows.comments.append(
+            {
+                "id": comment,
+                "task_id": self._task(task),
+                "author_role": author if author in _ROLES else None,
+                "author_name": author,
+                "comment_type": kind,
+                "body": effect["body"],
+                "metrics": effect["metrics"],
+                "blockers": effect["blockers"],
+                "next_steps": effect["next_steps"],
+                "rationale": effect["rationale"],
+                "node": self._visit.node,
+                "visit": self._visit.number,
+            }
+        )
+        self._event("comment.added", {"comment_id": comment, "task": task, "author": author, "comment_type": kind})
 
     def _record_finding(self, effect: Effect) -> None:
         names = ("fingerprint", "source", "scanner", "rule", "severity", "message", "path", "line", "status")
