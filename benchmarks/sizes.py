@@ -12,7 +12,8 @@ from typing import Any
 import asyncpg
 
 from backend.adapters.db import migrate
-from benchmarks.engine import Ours, in_parallel
+from benchmarks.contenders import Ours
+from benchmarks.engine import in_parallel
 from benchmarks.rig import place, told
 from benchmarks.rig.work import load
 from benchmarks.states import PART, Parts, Shape, parts_update

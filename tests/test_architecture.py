@@ -47,7 +47,7 @@ FILE_LINES = 500
 TABLE_LINES = 600
 TABLE_FILES = ("backend/adapters/db/tables.py", "migrations/versions/")
 FUNCTION_LINES = 50
-CATCH_ALL = ("backend/engine/reaper.py", "backend/worker/loop.py")
+CATCH_ALL = ("backend/adapters/db/checkpointer/line.py", "backend/engine/reaper.py", "backend/worker/loop.py")
 
 FUNCTION = ast.FunctionDef | ast.AsyncFunctionDef
 

@@ -98,7 +98,7 @@ class Line:
         if written:
             try:
                 self._context.run(write.written)
-            except Exception as error:  # noqa: BLE001 - whoever waits for the commit raises it
+            except Exception as error:  # noqa: BLE001 - the run raises it, not those it shared with
                 self._over(error)
             else:
                 self._over()

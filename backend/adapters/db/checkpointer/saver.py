@@ -148,8 +148,10 @@ class RunSaver(BaseCheckpointSaver[int]):
         """
         self._check_durability(config)
         thread, namespace, checkpoint_id = place(config)
-        special = all(channel in WRITES_IDX_MAP for channel, _ in writes)
-        if self._fence is not None and _failed(writes):
+        channels = {channel for channel, _ in writes}
+        special = channels <= WRITES_IDX_MAP.keys()
+        # A task that failed without a handler for its error runs again, so nothing of it is kept.
+        if self._fence is not None and ERROR in channels and _ERROR_HANDLER not in channels:
             return
         if self._fence is None or special:
             await self._commit_writes(config, writes, task_id, task_path, Rows())
@@ -465,9 +467,3 @@ def _node(visits: Sequence[Finished], rows: Rows) -> str | None:
 
 def _written_elsewhere(thread: str) -> Conflict:
     return Conflict(f"The thread {thread} was written by somebody else at the same time; try again.")
-
-
-def _failed(writes: Sequence[tuple[str, Any]]) -> bool:
-    """Whether a task failed without a handler for its error: it runs again, so nothing of it is kept."""
-    channels = {channel for channel, _ in writes}
-    return ERROR in channels and _ERROR_HANDLER not in channels
