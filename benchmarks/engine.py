@@ -1,18 +1,20 @@
 """What a durable node costs: LangGraph's own saver, ours with rows and events, and plain asyncpg as the floor.
 
 One Postgres, one process, rounds of all in turn; medians and ratios. `--url` (or DATABASE_URL) names a server on
-which databases may be made; without it the embedded one is started. WAL, table bytes and transactions are per run.
+which databases may be made; without it the embedded one is started. WAL, table bytes, transactions and statements are
+per run.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import math
 import os
 import statistics
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import ExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -30,6 +32,7 @@ from benchmarks.contenders import Bare, Floor, Least, Ours, Stock, StockEach, re
 from benchmarks.states import NODES, SHAPES, Shape
 
 os.environ.setdefault("LANGGRAPH_STRICT_MSGPACK", "true")
+CONTENDERS: tuple[Any, ...] = (Stock, StockEach, Bare, Least, Ours, Floor)
 PIECES = 4
 LOG_FILES = 100
 
@@ -43,6 +46,7 @@ class Figures:
     wal: list[float] = field(default_factory=list)
     table: list[float] = field(default_factory=list)
     transactions: list[float] = field(default_factory=list)
+    statements: list[float] = field(default_factory=list)
 
 
 async def counters(connection: Any) -> tuple[int, int]:
@@ -126,6 +130,48 @@ async def transactions(contender: Any, connection: Any, url: str, runs: int = 60
     return float(await connection.fetchval(committed) - before) / runs
 
 
+async def statements(server: str, shape: Shape, found: dict[str, Figures], runs: int = 20) -> None:
+    """Statements that one run costs, BEGIN and COMMIT too, by the server's own count; unknown where it keeps none."""
+    contenders = [contender(shape) for contender in CONTENDERS]
+    admin = await asyncpg.connect(plain_url(server))
+    loaded = await admin.fetchval("SHOW shared_preload_libraries")
+    await admin.close()
+    if "pg_stat_statements" not in loaded:
+        for figures in found.values():
+            figures.statements.append(math.nan)
+        return
+    async with databases(server, len(contenders)) as urls:
+        for contender, url in zip(contenders, urls, strict=True):
+            await opened(contender, url, 1)
+            identities = await contender.prepare(runs)
+            connection = await asyncpg.connect(url)
+            await connection.execute("CREATE EXTENSION IF NOT EXISTS pg_stat_statements")
+            await connection.execute("SELECT pg_stat_statements_reset()")
+            await in_parallel(contender, identities, 1)
+            counted = await connection.fetchval(
+                "SELECT coalesce(sum(calls), 0) FROM pg_stat_statements s JOIN pg_database d ON d.oid = s.dbid"
+                " WHERE d.datname = current_database() AND query !~ 'pg_stat_statements'"
+            )
+            found[contender.name].statements.append(float(counted) / runs)
+            await connection.close()
+            await contender.close()
+
+
+async def opened(contender: Any, url: str, at_once: int) -> None:
+    """Have a contender ready on a new database, and warm."""
+    if not isinstance(contender, Stock):
+        await migrate.upgrade(url)
+    await contender.open(url)
+    await in_parallel(contender, await contender.prepare(at_once), at_once)
+
+
+async def counts_statements(url: str) -> None:
+    """Have our own server count statements once it starts again: not while time is measured, since that takes some."""
+    admin = await asyncpg.connect(plain_url(url))
+    await admin.execute("ALTER SYSTEM SET shared_preload_libraries = 'pg_stat_statements'")
+    await admin.close()
+
+
 async def in_service(url: str) -> None:
     """Have our own server make log files beforehand, as one in service has them: a new one stops all for 0.1 s."""
     admin = await asyncpg.connect(plain_url(url))
@@ -167,11 +213,8 @@ async def one_round(
 ) -> None:
     connections = []
     for contender, url in zip(contenders, urls, strict=True):
-        if not isinstance(contender, Stock):
-            await migrate.upgrade(url)
-        await contender.open(url)
+        await opened(contender, url, at_once)
         connections.append(await asyncpg.connect(url))
-        await in_parallel(contender, await contender.prepare(at_once), at_once)
     # As a worker does once it is up; it spares all contenders alike.
     loops.settle_down()
     await one_at_a_time(contenders, found, single)
@@ -186,7 +229,7 @@ async def one_round(
 async def bench(server: str, shape: Shape, rounds: int, single: int, many: int, at_once: int) -> dict[str, Figures]:
     """Each round on new databases: what is measured is a run's cost, and not how much earlier rounds have left."""
     warm_up()
-    contenders: list[Any] = [Stock(shape), StockEach(shape), Bare(shape), Least(shape), Ours(shape), Floor(shape)]
+    contenders = [contender(shape) for contender in CONTENDERS]
     found = {contender.name: Figures() for contender in contenders}
     for _ in range(rounds):
         async with databases(server, len(contenders)) as urls:
@@ -199,12 +242,13 @@ def table(found: dict[str, Figures], title: str, at_once: int) -> str:
     middle = statistics.median
     lines = [
         f"{NODES} nodes; {title}; medians",
-        f"{'':38}{'ms a run':>10}{f'runs/s at {at_once}':>14}{'WAL kB':>9}{'table kB':>10}{'transactions':>14}",
+        f"{'':38}{'ms a run':>10}{f'runs/s at {at_once}':>14}{'WAL kB':>9}{'table kB':>10}"
+        f"{'transactions':>14}{'statements':>12}",
     ]
     for name, one in found.items():
         lines.append(
             f"{name:38}{middle(one.latency):10.2f}{middle(one.throughput):14.1f}{middle(one.wal) / 1000:9.1f}"
-            f"{middle(one.table) / 1000:10.1f}{middle(one.transactions):14.1f}"
+            f"{middle(one.table) / 1000:10.1f}{middle(one.transactions):14.1f}{middle(one.statements):12.1f}"
         )
     for label, wanted, get, upside in (
         ("latency / LangGraph's saver", "<= 0.50", ours.latency, stock.latency),
@@ -226,7 +270,17 @@ NOTES = """LangGraph's saver is shared by the process over a pool, as its docume
 through at a time. It writes checkpoints only; the engine and the floor also write task, comment, events and totals."""
 
 
-def main(argv: list[str] | None = None, run: Callable[..., Awaitable[dict[str, Figures]]] = bench) -> None:
+@contextmanager
+def server(url: str | None, home: str) -> Iterator[str]:
+    """The server that was named, or our own one, whose data stay in `home`."""
+    if url:
+        yield url
+        return
+    with Stack.start(Settings(home=Path(home))) as stack:
+        yield stack.database_url
+
+
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--url", default=os.environ.get("DATABASE_URL"), help="a server on which databases may be made")
     parser.add_argument("--state", choices=[*SHAPES, "both"], default="both", help="what the graph's state is like")
@@ -235,16 +289,20 @@ def main(argv: list[str] | None = None, run: Callable[..., Awaitable[dict[str, F
     parser.add_argument("--many", type=int, default=2048, help="runs for throughput, each round")
     parser.add_argument("--at-once", type=int, default=32)
     asked = parser.parse_args(argv)
-    with ExitStack() as held:
-        url = asked.url
-        if not url:
-            home = held.enter_context(TemporaryDirectory(prefix="company-bench-"))
-            url = held.enter_context(Stack.start(Settings(home=Path(home)))).database_url
-            loops.run(in_service(url))
-        for name, shape in SHAPES.items():
-            if asked.state in {name, "both"}:
-                found = loops.run(run(url, shape, asked.rounds, asked.single, asked.many, asked.at_once))
-                print(table(found, shape.title, asked.at_once), end="\n\n", flush=True)
+    shapes = [shape for name, shape in SHAPES.items() if asked.state in {name, "both"}]
+    with TemporaryDirectory(prefix="company-bench-") as home:
+        with server(asked.url, home) as url:
+            if not asked.url:
+                loops.run(in_service(url))
+            found = [
+                loops.run(bench(url, one, asked.rounds, asked.single, asked.many, asked.at_once)) for one in shapes
+            ]
+            if not asked.url:
+                loops.run(counts_statements(url))
+        with server(asked.url, home) as url:
+            for shape, figures in zip(shapes, found, strict=True):
+                loops.run(statements(url, shape, figures))
+                print(table(figures, shape.title, asked.at_once), end="\n\n", flush=True)
     print(NOTES)
 
 

@@ -114,9 +114,7 @@ async def test_a_commit_that_is_cancelled_on_its_way_is_over_before_its_run_goes
         await connection.execute("LOCK TABLE tasks IN EXCLUSIVE MODE")
         driven = asyncio.create_task(runs.drive(fence, build(), group=group))
         await _waits_for_a_lock(runs)
-        driven.cancel()
-        done, _ = await asyncio.wait([driven], timeout=0.2)
-        assert not done
+        await _cancelled_it_waits(driven)
     with pytest.raises(asyncio.CancelledError):
         await driven
     assert await runs.rows("SELECT count(*) FROM tasks WHERE run_id = $1", fence.run_id) == [(3,)]
@@ -155,6 +153,12 @@ async def test_a_run_that_is_cancelled_as_its_commit_arrives_takes_no_other_with
     whole = await runs.story((await runs.leased_twin(build())).run_id)
     for fence in fences:
         assert await runs.story(fence.run_id) == whole
+
+
+async def _cancelled_it_waits(driven: asyncio.Task[None]) -> None:
+    driven.cancel()
+    done, _ = await asyncio.wait([driven], timeout=0.2)
+    assert not done
 
 
 async def _waits_for_a_lock(runs: Runs) -> None:
@@ -236,9 +240,7 @@ async def test_a_commit_that_waits_behind_another_is_taken_back_with_its_run(run
         await asyncio.sleep(0.2)
         assert began == (["one", "two"] if runs.ahead else ["one"])
         assert group.waiting == 0
-        driven.cancel()
-        done, _ = await asyncio.wait([driven], timeout=0.2)
-        assert not done
+        await _cancelled_it_waits(driven)
     with pytest.raises(asyncio.CancelledError):
         await driven
     assert await runs.rows("SELECT key FROM tasks WHERE run_id = $1", fence.run_id) == [("one",)]
@@ -254,9 +256,7 @@ async def test_a_run_that_is_cancelled_at_its_end_waits_for_the_commit_that_is_o
         await connection.execute("LOCK TABLE events IN EXCLUSIVE MODE")
         driven = asyncio.create_task(runs.drive(fence, linear({"decide": decided})))
         await _waits_for_a_lock(runs)
-        driven.cancel()
-        done, _ = await asyncio.wait([driven], timeout=0.2)
-        assert not done
+        await _cancelled_it_waits(driven)
     with pytest.raises(asyncio.CancelledError):
         await driven
     assert await runs.rows("SELECT status FROM project_runs WHERE id = $1", fence.run_id) == [("COMPLETED",)]
