@@ -101,7 +101,7 @@ async def bench(
                 json.dumps({"bench": number}),
             )
         at = time.perf_counter()
-        await waker.wake(run)
+        waker.wake(run)
         return at
 
     async def publish(number: int) -> float:

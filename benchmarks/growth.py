@@ -48,10 +48,10 @@ STORE = (
 class Silent:
     """A bell that nobody hears: no worker is measured here."""
 
-    async def ring(self, run_id: UUID) -> None:
+    def ring(self, run_id: UUID) -> None:
         return None
 
-    async def wake(self, run_id: UUID) -> None:
+    def wake(self, run_id: UUID) -> None:
         return None
 
 

@@ -36,11 +36,11 @@ class Waker:
         self._due: dict[tuple[str, str, str], None] = {}
         self._telling: asyncio.Task[None] | None = None
 
-    async def wake(self, run_id: UUID) -> None:
+    def wake(self, run_id: UUID) -> None:
         """Tell the followers of a run: now, or with others once what is on its way has arrived; nobody waits for it."""
         self._tell("PUBLISH", CHANNEL, str(run_id))
 
-    async def push(self, queue: str, message: str) -> None:
+    def push(self, queue: str, message: str) -> None:
         """Put a message into a queue, the same way: a list that others take from at its other end."""
         self._tell("LPUSH", queue, message)
 

@@ -359,13 +359,13 @@ class StepFailed(Exception):
 
 
 class Bell(Protocol):
-    """Wake-ups after a commit. Losing one costs a delay and nothing else, so no method ever raises."""
+    """Wake-ups after a commit. Losing one costs a delay and nothing else: none ever raises, nobody waits."""
 
-    async def ring(self, run_id: UUID) -> None:
+    def ring(self, run_id: UUID) -> None:
         """Tell the workers that a run may be claimed."""
         ...
 
-    async def wake(self, run_id: UUID) -> None:
+    def wake(self, run_id: UUID) -> None:
         """Tell the followers of a run that there are new events."""
         ...
 

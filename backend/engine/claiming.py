@@ -1,4 +1,4 @@
-"""Taking up runs: one statement makes a run ours; what an earlier owner left behind is put in order after it.
+"""Taking up runs: one statement makes a run ours (`taking`); what an earlier owner left is put in order after it.
 
 Everything after that statement is done under the new epoch. A worker that dies in between leaves a run whose lease runs
 out, and whoever claims it next finds the same work to do.
@@ -16,7 +16,6 @@ import orjson
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from backend.adapters.db import grants
 from backend.adapters.db.checkpointer import LeaseLost
 from backend.adapters.db.engine import Sessions, transaction
 from backend.adapters.db.tables import DeadLetter, ProjectRun
@@ -26,40 +25,9 @@ from backend.domain.question import Answer
 from backend.domain.run import Request, RunFacts, RunStatus
 from backend.engine import claims
 from backend.engine.prompts import Library
-from backend.operations import events, ledger
+from backend.engine.taking import Taker
+from backend.operations import ledger
 
-_TAKE = (
-    "WITH taken AS (UPDATE project_runs SET status = 'RUNNING', lease_epoch = lease_epoch + 1, lease_owner = $2,"
-    " lease_expires_at = clock_timestamp() + make_interval(secs => $3), claims = claims + 1,"
-    " started_at = coalesce(started_at, clock_timestamp()), updated_at = clock_timestamp(), version = version + 1,"
-    " event_seq = event_seq + CASE WHEN lease_owner IS NULL THEN 1 ELSE 2 END,"
-    # Only to texts that are kept, and only where the settings leave open to which; else `Library.pin` does it.
-    " prompts = CASE WHEN prompts IS NULL AND NOT EXISTS (SELECT FROM jsonb_each_text($6::jsonb) own WHERE NOT EXISTS"
-    " (SELECT FROM prompts kept WHERE kept.sha256 = own.value)) AND NOT jsonb_path_exists(config_snapshot,"
-    " '$.roles.*.prompt_version ? (@ != null && @ != \"latest\")') THEN $6::jsonb ELSE prompts END"
-    " WHERE id = $1 AND claims < $4 AND (status = 'QUEUED'"
-    " OR (status = 'RUNNING' AND coalesce(lease_expires_at < clock_timestamp(), true)))"
-    " RETURNING *, old.lease_owner AS before, old.started_at IS NULL AS first),"
-    " working AS (UPDATE projects p SET status = 'RUNNING', version = p.version + 1, updated_at = clock_timestamp()"
-    " FROM taken t WHERE p.id = t.project_id AND p.status <> 'RUNNING'),"
-    " told(seq, type, payload) AS ("
-    "SELECT event_seq - 1, 'run.lease_lost', jsonb_build_object('owner', before) FROM taken WHERE before IS NOT NULL"
-    " UNION ALL SELECT event_seq, CASE WHEN first THEN 'run.started' ELSE 'run.resumed' END,"
-    " jsonb_build_object('owner', lease_owner, 'epoch', lease_epoch, 'node', current_node) FROM taken),"
-    " logged AS (INSERT INTO events"
-    " (tenant_id, project_id, run_id, seq, type, source, instance, correlation_id, payload)"
-    " SELECT t.tenant_id, t.project_id, t.id, told.seq, told.type, 'engine', $5, t.correlation_id, told.payload"
-    " FROM taken t, told)"
-    " SELECT t.project_id, t.tenant_id, t.number, t.brief, t.config_snapshot::text AS config, t.created_at,"
-    " t.correlation_id, t.graph, t.graph_version, t.lease_epoch, t.head_checkpoint_id AS head, t.requested, t.claims,"
-    " t.prompts::text AS pins,"
-    " t.limit_seconds, (t.limit_seconds - t.spent_seconds)::double precision AS seconds_left, t.first,"
-    " (SELECT num_nonnulls(monthly_budget_tokens, monthly_budget_usd, monthly_budget_seconds) > 0 FROM tenants"
-    " WHERE id = t.tenant_id) AS capped, p.name AS project_name,"
-    f" EXISTS (SELECT FROM budgets b WHERE b.limit_seconds IS NOT NULL AND ({grants.SHARED.format(run='t')})) OR EXISTS"
-    " (SELECT FROM tenants WHERE id = t.tenant_id AND monthly_budget_seconds IS NOT NULL) AS timed"
-    " FROM taken t JOIN projects p ON p.id = t.project_id"
-)
 # A statement of its own: one that had to wait for the row's lock would not see what was committed meanwhile.
 _KNOW = (
     "SELECT coalesce((SELECT jsonb_object_agg(key, jsonb_build_array(answer, coalesce(answered_by, '')))"
@@ -113,20 +81,21 @@ async def claim(
     lease_seconds: float,
     max_claims: int,
     library: Library,
-    upto: int | None = None,
+    taker: Taker | None = None,
 ) -> Claimed | None:
     """Take a run up: once for each epoch, whoever asks at once; None when there is nothing to do.
 
     Settles what an earlier owner left in flight, and pins the run to the prompts of `library` unless it is pinned. A
     run that was claimed too often without finishing a node is buried; one whose settings this version cannot read, or
-    that asks for prompts which are not here, ends as FAILED. One that was claimed `upto` times is left alone.
+    that asks for prompts which are not here, ends as FAILED. A `taker` that is given decides how often it may have
+    been claimed, and takes it together with others.
     """
-    most = min(max_claims, upto or max_claims)
-    row = await pool.fetchrow(_TAKE, run_id, owner, lease_seconds, most, events.instance(), library.pins)
+    taker = taker or Taker(pool, owner=owner, lease_seconds=lease_seconds, most=max_claims, pins=library.pins)
+    row = await taker.take(run_id)
     if row is None:
         await _bury_if_poisoned(sessions, bell, run_id, max_claims)
         return None
-    await bell.wake(run_id)
+    bell.wake(run_id)
     try:
         return await _put_in_order(sessions, pool, bell, run_id, row, library)
     except LeaseLost:

@@ -18,6 +18,7 @@ from backend.engine.claiming import Claimed, claim
 from backend.engine.leases import Heartbeat, Lease
 from backend.engine.slice import Shared, Slice
 from backend.engine.suspects import Suspects
+from backend.engine.taking import Taker
 
 _log = logging.getLogger(__name__)
 
@@ -33,6 +34,14 @@ class Executor(Shared):
     _leaving: str | None = None
     """Why no run is to be driven any more; a run that is being claimed when all others hold must hold as well."""
     _suspects: Suspects = field(default_factory=Suspects)
+    _taker: Taker = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Let the runs of this process be taken together, too."""
+        super().__post_init__()
+        settings, pins = self.settings, self.library.pins
+        most = min(settings.max_claims, settings.trusted_claims)
+        self._taker = Taker(self.pool, owner=self.owner, lease_seconds=settings.lease_seconds, most=most, pins=pins)
 
     async def execute(self, run_id: UUID) -> None:
         """Take a run up and drive it to its end, to a question, a request or the end of the slice.
@@ -65,7 +74,7 @@ class Executor(Shared):
                 # A lease that ran out may have been followed by another one of this process.
                 if self.leases.get(run_id) is lease:
                     del self.leases[run_id]
-                    await self.got_on(run_id)
+                    self.got_on(run_id)
 
     async def _claim(self, run_id: UUID) -> tuple[float, Claimed | None]:
         """Claim a run once for all bells that ring at the same time: a queue for its row would eat up its lease."""
@@ -74,7 +83,7 @@ class Executor(Shared):
             while self._claiming[run_id]:
                 self._claiming[run_id] = False
                 began = time.monotonic()
-                claimed = await self._claim_once(run_id, upto=self.settings.trusted_claims)
+                claimed = await self._claim_once(run_id, taker=self._taker)
                 if claimed is None:
                     began = time.monotonic()
                     claimed = await self._suspects.claim(run_id, partial(self._claim_once, run_id))
@@ -84,7 +93,7 @@ class Executor(Shared):
         finally:
             del self._claiming[run_id]
 
-    async def _claim_once(self, run_id: UUID, *, upto: int | None = None) -> Claimed | None:
+    async def _claim_once(self, run_id: UUID, *, taker: Taker | None = None) -> Claimed | None:
         return await claim(
             self.sessions,
             self.pool,
@@ -94,13 +103,13 @@ class Executor(Shared):
             lease_seconds=self.settings.lease_seconds,
             max_claims=self.settings.max_claims,
             library=self.library,
-            upto=upto,
+            taker=taker,
         )
 
-    async def got_on(self, run_id: UUID) -> None:
+    def got_on(self, run_id: UUID) -> None:
         """A run finished a node, or left: if it was under suspicion, the next one may come."""
         for waiting in self._suspects.clear(run_id):
-            await self.bell.ring(waiting)
+            self.bell.ring(waiting)
 
     def hold_all(self, reason: str) -> None:
         """Ask every run of this process to hold at its next safe point, those as well that are claimed from now on."""

@@ -91,7 +91,7 @@ class Reaper:
         for claim in forgotten:
             if claim not in self._rung:
                 self._rung[claim] = now
-                await self._bell.ring(claim[0])
+                self._bell.ring(claim[0])
 
     async def _each(self, listed: TextClause, work: Callable[..., Awaitable[None]]) -> None:
         """Look after each run that is listed first in its row, in a transaction of its own.

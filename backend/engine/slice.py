@@ -83,7 +83,7 @@ class Shared:
         """Let all runs of this process commit together."""
         self.group = GroupCommit(self.pool)
 
-    async def got_on(self, run_id: UUID) -> None:
+    def got_on(self, run_id: UUID) -> None:
         """A run finished a node, or left."""
 
 
@@ -103,6 +103,7 @@ class Slice:
         self._to_thin = claimed.head is not None
         self._superstep_began = self._superstep_until = time.monotonic()
         run_id = claimed.facts.run_id
+        self._wake = partial(shared.bell.wake, run_id)
         self._time = WorkTime(
             shared.pool,
             lease,
@@ -278,7 +279,7 @@ class Slice:
         else:
             self._to_thin = True
         if self._claimed.claims > self._shared.settings.trusted_claims:
-            self._later(self._shared.got_on(self._run_id))
+            self._shared.got_on(self._run_id)
         if rows.questions:
             self._asked = True
             self._lease.hold("question")
@@ -294,9 +295,6 @@ class Slice:
         self._superstep_until = self._superstep_began + self._claimed.facts.config.limits.node_seconds
         # A node that blocks the loop loses its lease some seconds later.
         self._lease.node_until = self._superstep_until + self._shared.settings.lease_seconds
-
-    def _wake(self) -> None:
-        self._later(self._shared.bell.wake(self._run_id))
 
     def _later(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.ensure_future(work)
@@ -411,7 +409,7 @@ class Slice:
         to_thin = self._to_thin or self._ended is None
         if to_thin and self._claimed.facts.config.retention.checkpoints == "thin":
             await thin(self._shared.pool, self._run_id)
-        await self._shared.bell.wake(self._run_id)
+        self._wake()
         if self._shared.leftovers is not None:
             await self._shared.leftovers.remove(self._run_id)
 

@@ -12,17 +12,15 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from celery import Celery
 from celery.signals import setup_logging, task_received
 from celery.worker import state
 
 from backend import logs
 from backend.adapters.crashes import crash_point
 from backend.settings import Settings
-from backend.worker.bell import EXECUTE, CeleryBell
+from backend.worker.bell import CeleryBell
 from backend.worker.broker import make_app
 
 if TYPE_CHECKING:
@@ -43,14 +41,12 @@ def run(settings: Settings) -> int:
     logs.setup(settings.log_level)
     setup_logging.connect(_keep_logs, weak=False)
     task_received.connect(_received, weak=False)
-    app = make_app(settings)
     waker = Waker(settings.redis_url.get_secret_value())
     loop = LoopThread(settings, CeleryBell(waker), waker)
+    app = make_app(settings, loop)
     loop.start()
-    _register(app, loop.execute)
     worker = app.WorkController(
         app=app,
-        pool_cls="threads",
         concurrency=settings.engine.concurrency,
         without_gossip=True,
         without_mingle=True,
@@ -94,12 +90,6 @@ def _keep_logs(**_: Any) -> None:
 def _received(**_: Any) -> None:
     """A doorbell has come and is not acknowledged yet."""
     crash_point("received")
-
-
-def _register(app: Celery, execute_run: Callable[[str], None]) -> None:
-    @app.task(name=EXECUTE, ignore_result=True)  # type: ignore[untyped-decorator]  # Celery ships no types
-    def execute(run_id: str) -> None:
-        execute_run(run_id)
 
 
 def main() -> None:

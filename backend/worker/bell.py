@@ -23,13 +23,13 @@ class CeleryBell:
     def __init__(self, waker: Waker) -> None:
         self._waker = waker
 
-    async def ring(self, run_id: UUID) -> None:
+    def ring(self, run_id: UUID) -> None:
         """Tell the workers that a run may be claimed."""
-        await self._waker.push(QUEUE, doorbell(run_id))
+        self._waker.push(QUEUE, doorbell(run_id))
 
-    async def wake(self, run_id: UUID) -> None:
+    def wake(self, run_id: UUID) -> None:
         """Tell the followers of a run."""
-        await self._waker.wake(run_id)
+        self._waker.wake(run_id)
 
     async def say(self, run_id: UUID, words: bytes) -> bool:
         """Tell live followers what a model says; whether anybody heard it."""

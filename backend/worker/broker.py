@@ -2,29 +2,63 @@
 
 from __future__ import annotations
 
+import os
+from typing import TYPE_CHECKING, Any
+
 from celery import Celery
+from celery.concurrency.base import BasePool, apply_target
 from kombu.transport import virtual
 from kombu.transport.redis import Channel, QoS
 
 from backend.settings import Settings
-from backend.worker.bell import QUEUE
+from backend.worker.bell import EXECUTE, QUEUE
+
+if TYPE_CHECKING:
+    from backend.worker.loop import LoopThread
 
 
 class InHand(QoS):
-    """Messages in hand, counted in memory and noted nowhere else: the notes would cost two round trips a message."""
+    """Messages in hand, counted in memory and noted nowhere else: the notes would cost two round trips a message.
+
+    None is taken from the queue without room for its run: it is there for a worker that has.
+    """
+
+    loop: LoopThread
 
     append = virtual.QoS.append
     ack = virtual.QoS.ack
     reject = virtual.QoS.reject
     restore_visible = virtual.QoS.restore_visible
 
+    def can_consume(self) -> bool:
+        """Whether a message may be taken; what no limit is set for, orders to the worker, always may."""
+        return not self.prefetch_count or self.loop.has_room
 
-def make_app(settings: Settings) -> Celery:
-    """The application of a process, with the broker that the settings name.
+
+class Handing(BasePool):  # type: ignore[misc]  # Celery ships no types
+    """A pool without threads: a task only hands its run to the event loop, in which all runs of the worker are."""
+
+    body_can_be_buffer = True
+    signal_safe = False
+    on_apply = staticmethod(apply_target)
+    loop: LoopThread
+
+    def register_with_event_loop(self, hub: Any) -> None:
+        """Have Celery's loop look for messages once there is room again."""
+        hub.add_reader(self.loop.room, os.read, self.loop.room, 4096)
+
+    def on_stop(self) -> None:
+        """Wait for the runs in hand."""
+        self.loop.wait()
+
+
+def make_app(settings: Settings, loop: LoopThread) -> Celery:
+    """The application of a worker, with the broker that the settings name; its one task hands runs to `loop`.
 
     Messages in hand are not put back when a connection closes: with the broker away that ends the worker, and the
     reaper rings again in any case.
     """
+    InHand.loop = Handing.loop = loop
     Channel.QoS = InHand
     Channel.do_restore = False
     assert settings.redis_url is not None
@@ -40,7 +74,7 @@ def make_app(settings: Settings) -> Celery:
         task_acks_late=False,
         task_reject_on_worker_lost=False,
         worker_prefetch_multiplier=1,
-        worker_pool="threads",
+        worker_pool=Handing,
         worker_concurrency=engine.concurrency,
         worker_hijack_root_logger=False,
         worker_send_task_events=False,
@@ -56,4 +90,5 @@ def make_app(settings: Settings) -> Celery:
         redis_socket_timeout=10,
         redis_socket_connect_timeout=2,
     )
+    app.task(name=EXECUTE, ignore_result=True)(loop.take)
     return app

@@ -7,7 +7,7 @@ import logging
 import os
 import socket
 import threading
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING
 from uuid import UUID, uuid4
 
@@ -40,7 +40,7 @@ _SWEEP_SECONDS = 60.0
 
 
 class LoopThread:
-    """One loop, one engine, one pool, one heartbeat; Celery's threads hand their run ids over and wait."""
+    """One loop, one engine, one pool, one heartbeat; Celery's thread hands over run ids, as long as there is room."""
 
     def __init__(self, settings: Settings, bell: CeleryBell, waker: Waker) -> None:
         self.name = f"{socket.gethostname()}/{os.getpid()}/{uuid4().hex[:6]}"
@@ -51,22 +51,41 @@ class LoopThread:
         self._leaving = False
         self._stop: asyncio.Event | None = None
         self._executor: Executor | None = None
+        self._in_hand: set[asyncio.Task[None]] = set()
+        # Each is written by one thread only; the difference is what is in hand, handed over and not begun included.
+        self._taken = self._left = 0
+        self.room, self._tells = os.pipe()
+        """Readable when there is room again, or when the worker is asked to leave."""
+        os.set_blocking(self.room, False)
+        os.set_blocking(self._tells, False)
 
     def start(self) -> None:
         """Begin; returns when runs can be taken."""
         self._thread.start()
         self._ready.wait()
 
-    def execute(self, run_id: str) -> None:
-        """Drive one slice of a run; returns when it is over, and never raises: the run's row tells how it went."""
+    @property
+    def has_room(self) -> bool:
+        """Whether another run may be taken in hand."""
+        return self._taken - self._left < self._settings.engine.concurrency
+
+    def take(self, run_id: str) -> None:
+        """Have one slice of a run driven; returns at once, and the run's row tells how it went."""
         crash_point("heard")
+        identity = UUID(run_id)
         if not self._leaving:
-            asyncio.run_coroutine_threadsafe(self._guarded(UUID(run_id)), self._loop).result()
+            self._taken += 1
+            self._loop.call_soon_threadsafe(self._begin, identity)
 
     def drain(self) -> None:
         """Take no more, and ask all runs to hold at their next safe point."""
         self._leaving = True
         self._loop.call_soon_threadsafe(self._hold_all)
+        self._tell()
+
+    def wait(self) -> None:
+        """Wait until no run is in hand."""
+        asyncio.run_coroutine_threadsafe(self._all_left(), self._loop).result()
 
     def stop(self) -> None:
         """End the loop once its runs are given back."""
@@ -78,6 +97,26 @@ class LoopThread:
     def _hold_all(self) -> None:
         if self._executor is not None:
             self._executor.hold_all("shutdown")
+
+    def _begin(self, run_id: UUID) -> None:
+        task = self._loop.create_task(self._guarded(run_id))
+        self._in_hand.add(task)
+        task.add_done_callback(self._let_go)
+
+    def _let_go(self, task: asyncio.Task[None]) -> None:
+        self._in_hand.discard(task)
+        self._left += 1
+        # Asked after counting: whoever saw no room a moment ago, and waits, is told.
+        if self._taken - self._left >= self._settings.engine.concurrency - 1:
+            self._tell()
+
+    def _tell(self) -> None:
+        with suppress(BlockingIOError):  # a full pipe tells as well
+            os.write(self._tells, b".")
+
+    async def _all_left(self) -> None:
+        while self._in_hand:
+            await asyncio.wait(self._in_hand)
 
     async def _guarded(self, run_id: UUID) -> None:
         assert self._executor is not None

@@ -70,12 +70,12 @@ def wake_after_commit(session: AsyncSession, run_id: UUID) -> None:
     session.info.setdefault(_WAKES, set()).add(run_id)
 
 
-async def tell(session: AsyncSession, bell: Bell) -> None:
+def tell(session: AsyncSession, bell: Bell) -> None:
     """Ring and wake for what the session noted; called by an edge after its commit."""
     for run_id in session.info.pop(_RINGS, set()):
-        await bell.ring(run_id)
+        bell.ring(run_id)
     for run_id in session.info.pop(_WAKES, set()):
-        await bell.wake(run_id)
+        bell.wake(run_id)
 
 
 @asynccontextmanager
@@ -89,4 +89,4 @@ async def transaction(
     async with sessions() as session:
         async with turn or nullcontext(), session.begin():
             yield session
-        await tell(session, bell)
+        tell(session, bell)

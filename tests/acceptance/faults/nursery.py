@@ -30,7 +30,7 @@ LATE = (
     "backend.worker.loop",
     "billiard.pool",
     "celery.app.control",
-    "celery.concurrency.thread",
+    "celery.concurrency.base",
     "celery.fixups.django",
     "celery.loaders.app",
     "celery.worker.autoscale",

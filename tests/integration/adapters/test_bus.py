@@ -95,7 +95,7 @@ async def test_followers_of_many_runs_are_woken_by_few_messages_and_none_is_forg
         await channel.subscribe(CHANNEL)
         await anext(channel.listen())
         for run_id in runs:
-            await waker.wake(run_id)
+            waker.wake(run_id)
         await waker.close()
         async for message in channel.listen():
             woken.add(UUID(message["data"].decode()))
@@ -115,7 +115,7 @@ async def test_a_doorbell_is_what_celery_would_have_sent_and_many_go_together(
         queue = connection.SimpleQueue(QUEUE)
         queue.clear()
         for run_id in runs:
-            await bell.ring(run_id)
+            bell.ring(run_id)
         await bell.close()
         app.send_task(EXECUTE, args=["theirs"], queue=QUEUE, ignore_result=True)
         taken = [queue.get(timeout=30) for _ in range(len(runs) + 1)]

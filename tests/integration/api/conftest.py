@@ -31,10 +31,10 @@ class Quiet:
         while True:
             yield await self.said.get()
 
-    async def ring(self, run_id: UUID) -> None:
+    def ring(self, run_id: UUID) -> None:
         self.rung.append(run_id)
 
-    async def wake(self, run_id: UUID) -> None:
+    def wake(self, run_id: UUID) -> None:
         for queue in (*self.queues.get(run_id, []), *self.queues.get(None, [])):
             queue.put_nowait(None)
 

@@ -66,7 +66,7 @@ async def test_writers_that_commit_out_of_order_are_read_whole_and_in_order(
             async with connection.transaction():
                 await connection.execute(WRITE, DEFAULT_TENANT, project, writer * 25 + number)
                 await asyncio.sleep(chance.choice((0, 0, 0.002, 0.05)))
-            await bell.wake(project)
+            bell.wake(project)
         await connection.close()
 
     async def read(seed: int) -> list[Entry[Place]]:

@@ -74,10 +74,10 @@ class RecordingBell:
         self.said.append(json.loads(words))
         return True
 
-    async def ring(self, run_id: UUID) -> None:
+    def ring(self, run_id: UUID) -> None:
         self.rung.append(run_id)
 
-    async def wake(self, run_id: UUID) -> None:
+    def wake(self, run_id: UUID) -> None:
         return None
 
 

@@ -1,0 +1,110 @@
+"""The statement that makes runs ours: of a run by itself, or of all that are asked for while another is on its way."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+
+from backend.adapters.db import grants
+from backend.adapters.db.engine import AWAY
+from backend.operations import events
+
+_log = logging.getLogger(__name__)
+_MOST = 24
+"""Runs in one statement."""
+_FREE = (
+    "claims < $4 AND (status = 'QUEUED'"
+    " OR (status = 'RUNNING' AND coalesce(lease_expires_at < clock_timestamp(), true)))"
+)
+
+
+def _take(run: str, *, before: str = "", source: str = "", shown: str) -> str:
+    """The statement for the runs that `run` names: each is taken, told of, and its project works."""
+    return (
+        f"WITH {before}taken AS (UPDATE project_runs r SET status = 'RUNNING', lease_epoch = lease_epoch + 1,"
+        " lease_owner = $2, lease_expires_at = clock_timestamp() + make_interval(secs => $3), claims = claims + 1,"
+        " started_at = coalesce(started_at, clock_timestamp()), updated_at = clock_timestamp(), version = version + 1,"
+        " event_seq = event_seq + CASE WHEN lease_owner IS NULL THEN 1 ELSE 2 END,"
+        # Only to texts that are kept, and only where the settings leave open to which; else `Library.pin` does it.
+        " prompts = CASE WHEN prompts IS NULL AND NOT EXISTS (SELECT FROM jsonb_each_text($6::jsonb) own WHERE NOT"
+        " EXISTS (SELECT FROM prompts kept WHERE kept.sha256 = own.value)) AND NOT jsonb_path_exists(config_snapshot,"
+        " '$.roles.*.prompt_version ? (@ != null && @ != \"latest\")') THEN $6::jsonb ELSE prompts END"
+        f"{source} WHERE r.id = {run} AND {_FREE}"
+        " RETURNING r.*, old.lease_owner AS before, old.started_at IS NULL AS first),"
+        " working AS (UPDATE projects p SET status = 'RUNNING', version = p.version + 1, updated_at = clock_timestamp()"
+        " FROM taken t WHERE p.id = t.project_id AND p.status <> 'RUNNING'),"
+        " told(run, seq, type, payload) AS ("
+        "SELECT id, event_seq - 1, 'run.lease_lost', jsonb_build_object('owner', before) FROM taken"
+        " WHERE before IS NOT NULL"
+        " UNION ALL SELECT id, event_seq, CASE WHEN first THEN 'run.started' ELSE 'run.resumed' END,"
+        " jsonb_build_object('owner', lease_owner, 'epoch', lease_epoch, 'node', current_node) FROM taken),"
+        " logged AS (INSERT INTO events"
+        " (tenant_id, project_id, run_id, seq, type, source, instance, correlation_id, payload)"
+        " SELECT t.tenant_id, t.project_id, t.id, told.seq, told.type, 'engine', $5, t.correlation_id, told.payload"
+        " FROM taken t JOIN told ON told.run = t.id)"
+        f" {shown}"
+    )
+
+
+_SHOWN = (
+    "t.project_id, t.tenant_id, t.number, t.brief, t.config_snapshot::text AS config, t.created_at,"
+    " t.correlation_id, t.graph, t.graph_version, t.lease_epoch, t.head_checkpoint_id AS head, t.requested, t.claims,"
+    " t.prompts::text AS pins,"
+    " t.limit_seconds, (t.limit_seconds - t.spent_seconds)::double precision AS seconds_left, t.first,"
+    " (SELECT num_nonnulls(monthly_budget_tokens, monthly_budget_usd, monthly_budget_seconds) > 0 FROM tenants"
+    " WHERE id = t.tenant_id) AS capped, p.name AS project_name,"
+    f" EXISTS (SELECT FROM budgets b WHERE b.limit_seconds IS NOT NULL AND ({grants.SHARED.format(run='t')})) OR EXISTS"
+    " (SELECT FROM tenants WHERE id = t.tenant_id AND monthly_budget_seconds IS NOT NULL) AS timed"
+)
+_ALONE = _take("$1", shown=f"SELECT {_SHOWN} FROM taken t JOIN projects p ON p.id = t.project_id")
+# A run whose row, or whose project's, somebody holds is left out: it waits by itself, and nobody waits with it.
+_TOGETHER = _take(
+    "free.id",
+    before=f"due AS MATERIALIZED (SELECT id FROM project_runs WHERE id = ANY($1::uuid[]) AND {_FREE}),"
+    " free AS (SELECT r.id FROM due JOIN project_runs r ON r.id = due.id JOIN projects p ON p.id = r.project_id"
+    " FOR NO KEY UPDATE OF r, p SKIP LOCKED), ",
+    source=" FROM free",
+    shown=f"SELECT due.id AS run_id, t.id IS NOT NULL AS taken, {_SHOWN} FROM due LEFT JOIN taken t ON t.id = due.id"
+    " LEFT JOIN projects p ON p.id = t.project_id",
+)
+_LEFT_OUT = {"taken": False}
+
+
+class Taker:
+    """Takes runs up for an owner, as long as they were claimed less than `most` times since they last got on."""
+
+    def __init__(self, pool: Any, *, owner: str, lease_seconds: float, most: int, pins: str) -> None:
+        self._pool, self._given = pool, (owner, lease_seconds, most, events.instance(), pins)
+        self._asked: dict[UUID, asyncio.Future[Mapping[str, Any] | None]] = {}
+        self._taking: asyncio.Task[None] | None = None
+
+    async def take(self, run_id: UUID) -> Mapping[str, Any] | None:
+        """Take a run: what its owner has to know, or None when it is not to be had."""
+        found = self._asked.setdefault(run_id, asyncio.get_running_loop().create_future())
+        if self._taking is None:
+            self._taking = asyncio.ensure_future(self._take_together())
+        row = await found
+        if row is None or row["taken"]:
+            return row
+        alone: Mapping[str, Any] | None = await self._pool.fetchrow(_ALONE, run_id, *self._given)
+        return alone
+
+    async def _take_together(self) -> None:
+        """Take all that are asked for; what is asked for while a statement is on its way goes with the next."""
+        while self._asked:
+            batch = {run_id: self._asked.pop(run_id) for run_id in [*self._asked][:_MOST]}
+            rows: Mapping[UUID, Mapping[str, Any]] = dict.fromkeys(batch, _LEFT_OUT)
+            try:
+                rows = {row["run_id"]: row for row in await self._pool.fetch(_TOGETHER, [*batch], *self._given)}
+            except (asyncpg.PostgresError, *AWAY) as error:
+                _log.info("%s runs could not be taken together, each is tried by itself: %s", len(batch), error)
+            finally:
+                for run_id, found in batch.items():
+                    if not found.done():
+                        found.set_result(rows.get(run_id))
+        self._taking = None
