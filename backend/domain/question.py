@@ -37,3 +37,8 @@ class Answer:
     key: str
     text: str
     by: str
+
+
+def interrupt_key(identity: str) -> str:
+    """The key of the question that stands for an interrupt of LangGraph's."""
+    return f"interrupt/{identity}"

@@ -28,17 +28,6 @@ from backend.engine.prompts import Library
 from backend.engine.taking import Taker
 from backend.operations import ledger
 
-# A statement of its own: one that had to wait for the row's lock would not see what was committed meanwhile.
-_KNOW = (
-    "SELECT coalesce((SELECT jsonb_object_agg(key, jsonb_build_array(answer, coalesce(answered_by, '')))"
-    " FROM questions WHERE run_id = $1 AND answer IS NOT NULL), '{}')::text AS answers,"
-    " ARRAY(SELECT fingerprint FROM findings WHERE run_id = $1 AND (status = 'false_positive'"
-    " OR (status = 'waived' AND waived_until > clock_timestamp()))) AS waived,"
-    " EXISTS (SELECT FROM events WHERE run_id = $1 AND type = 'budget.degraded') AS degraded,"
-    " EXISTS (SELECT FROM questions WHERE run_id = $1 AND status = 'OPEN' AND kind <> 'budget'"
-    " AND key NOT LIKE $2) AS asks,"
-    " EXISTS (SELECT FROM model_calls WHERE run_id = $1 AND status = 'reserved') AS held"
-)
 _POISONED = text(
     "SELECT id FROM project_runs WHERE id = :run AND claims >= :most AND status = 'RUNNING'"
     " AND coalesce(lease_expires_at < clock_timestamp(), true) FOR NO KEY UPDATE"
@@ -97,20 +86,17 @@ async def claim(
         return None
     bell.wake(run_id)
     try:
-        return await _put_in_order(sessions, pool, bell, run_id, row, library)
+        return await _put_in_order(sessions, bell, run_id, row, library)
     except LeaseLost:
         # Frozen in between for longer than the lease: somebody else does all of it.
         return None
 
 
 async def _put_in_order(
-    sessions: Sessions, pool: Any, bell: Bell, run_id: UUID, row: Mapping[str, Any], library: Library
+    sessions: Sessions, bell: Bell, run_id: UUID, row: Mapping[str, Any], library: Library
 ) -> Claimed | None:
     """Read what the run's past says, settle what it left open, pin its prompts, and make the budgets that it needs."""
-    # What nobody began has no past that could be known.
-    begun = not row["first"] or row["head"] is not None
-    past = await pool.fetchrow(_KNOW, run_id, claims.interrupt_key("%")) if begun else None
-    if past is not None and past["held"]:
+    if row["held"]:
         async with transaction(sessions, bell) as session:
             await ledger.settle_lost(session, await claims.owned(session, run_id, row["lease_epoch"]))
     try:
@@ -127,7 +113,7 @@ async def _put_in_order(
     if row["capped"] or config.budget.roles:
         async with transaction(sessions, bell) as session:
             await ledger.open_budgets(session, row["tenant_id"], run_id, config)
-    return _claimed(run_id, row, past, config, pins)
+    return _claimed(run_id, row, config, pins)
 
 
 @lru_cache(maxsize=256)
@@ -136,10 +122,8 @@ def _config(snapshot: str) -> RunConfig:
     return RunConfig.model_validate_json(snapshot)
 
 
-def _claimed(
-    run_id: UUID, row: Mapping[str, Any], past: Mapping[str, Any] | None, config: RunConfig, pins: str
-) -> Claimed:
-    answers = {} if past is None else orjson.loads(past["answers"])
+def _claimed(run_id: UUID, row: Mapping[str, Any], config: RunConfig, pins: str) -> Claimed:
+    answers = orjson.loads(row["answers"] or "{}")
     return Claimed(
         facts=RunFacts(
             run_id=run_id,
@@ -162,9 +146,9 @@ def _claimed(
         limit_seconds=row["limit_seconds"],
         timed=row["timed"],
         answers={key: Answer(key, *said) for key, said in answers.items()},
-        waived=frozenset(past["waived"] if past is not None else ()),
-        degraded=past is not None and past["degraded"],
-        asks=past is not None and past["asks"],
+        waived=frozenset(row["waived"] or ()),
+        degraded=bool(row["degraded"]),
+        asks=bool(row["asks"]),
         claims=row["claims"],
     )
 

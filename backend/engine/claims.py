@@ -16,7 +16,7 @@ from backend.domain.event import ENDING_EVENT
 from backend.domain.lifecycle import transition
 from backend.domain.ports import Bell
 from backend.domain.project import ProjectStatus
-from backend.domain.question import ExpiryAction, QuestionKind, QuestionStatus
+from backend.domain.question import ExpiryAction, QuestionKind, QuestionStatus, interrupt_key
 from backend.domain.run import MOVES, Request, RunStatus
 from backend.engine.report import report_of
 from backend.operations import events
@@ -131,11 +131,6 @@ async def wait(
             return False
         await _hold(session, run, RunStatus.WAITING, "run.waiting", "question", lease_seconds)
         return True
-
-
-def interrupt_key(identity: str) -> str:
-    """The key of the question that stands for an interrupt."""
-    return f"interrupt/{identity}"
 
 
 def _ask(session: AsyncSession, run: ProjectRun, kind: QuestionKind, question: Mapping[str, Any]) -> None:

@@ -30,10 +30,10 @@ from backend.domain import gates
 from backend.domain.budget import BudgetReached, Limit
 from backend.domain.graph import RECURSION_LIMIT
 from backend.domain.ports import Bell, Held, StepFailed, Visit
+from backend.domain.question import interrupt_key
 from backend.domain.run import RunStatus
 from backend.engine import claims
 from backend.engine.claiming import Claimed
-from backend.engine.claims import interrupt_key
 from backend.engine.context import Seats, Workbenches, context_of
 from backend.engine.driving import drive
 from backend.engine.journal import Books, Transport, warn_of_time

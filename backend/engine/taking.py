@@ -11,7 +11,8 @@ from uuid import UUID
 import asyncpg
 
 from backend.adapters.db import grants
-from backend.adapters.db.engine import AWAY
+from backend.adapters.db.checkpointer.sending import LOST_CONNECTION
+from backend.domain.question import interrupt_key
 from backend.operations import events
 
 _log = logging.getLogger(__name__)
@@ -61,16 +62,31 @@ _SHOWN = (
     f" EXISTS (SELECT FROM budgets b WHERE b.limit_seconds IS NOT NULL AND ({grants.SHARED.format(run='t')})) OR EXISTS"
     " (SELECT FROM tenants WHERE id = t.tenant_id AND monthly_budget_seconds IS NOT NULL) AS timed"
 )
+_PAST = (
+    "SELECT coalesce((SELECT jsonb_object_agg(key, jsonb_build_array(answer, coalesce(answered_by, '')))"
+    " FROM questions WHERE run_id = {run} AND answer IS NOT NULL), '{{}}')::text AS answers,"
+    " ARRAY(SELECT fingerprint FROM findings WHERE run_id = {run} AND (status = 'false_positive'"
+    " OR (status = 'waived' AND waived_until > clock_timestamp()))) AS waived,"
+    " EXISTS (SELECT FROM events WHERE run_id = {run} AND type = 'budget.degraded') AS degraded,"
+    " EXISTS (SELECT FROM questions WHERE run_id = {run} AND status = 'OPEN' AND kind <> 'budget'"
+    f" AND key NOT LIKE '{interrupt_key('%')}') AS asks,"
+    " EXISTS (SELECT FROM model_calls WHERE run_id = {run} AND status = 'reserved') AS held"
+)
+"""What was said and done since a run began. It is only right beside a row that nobody changed since the statement
+began: one that had to wait for the row's lock would not see what was committed meanwhile."""
+_PAST_ALONE = _PAST.format(run="$1")
+_NO_PAST = dict.fromkeys(("answers", "waived", "degraded", "asks", "held"))
 _ALONE = _take("$1", shown=f"SELECT {_SHOWN} FROM taken t JOIN projects p ON p.id = t.project_id")
-# A run whose row, or whose project's, somebody holds is left out: it waits by itself, and nobody waits with it.
+# A run whose row, or whose project's, somebody holds or has just changed is left out: it waits by itself.
 _TOGETHER = _take(
     "free.id",
-    before=f"due AS MATERIALIZED (SELECT id FROM project_runs WHERE id = ANY($1::uuid[]) AND {_FREE}),"
-    " free AS (SELECT r.id FROM due JOIN project_runs r ON r.id = due.id JOIN projects p ON p.id = r.project_id"
-    " FOR NO KEY UPDATE OF r, p SKIP LOCKED), ",
+    before=f"due AS MATERIALIZED (SELECT id, xmin AS seen FROM project_runs WHERE id = ANY($1::uuid[]) AND {_FREE}),"
+    " free AS (SELECT r.id FROM due JOIN project_runs r ON r.id = due.id AND r.xmin = due.seen"
+    " JOIN projects p ON p.id = r.project_id FOR NO KEY UPDATE OF r, p SKIP LOCKED), ",
     source=" FROM free",
-    shown=f"SELECT due.id AS run_id, t.id IS NOT NULL AS taken, {_SHOWN} FROM due LEFT JOIN taken t ON t.id = due.id"
-    " LEFT JOIN projects p ON p.id = t.project_id",
+    shown=f"SELECT due.id AS run_id, t.id IS NOT NULL AS taken, {_SHOWN}, past.* FROM due"
+    " LEFT JOIN taken t ON t.id = due.id LEFT JOIN projects p ON p.id = t.project_id"
+    f" LEFT JOIN LATERAL ({_PAST.format(run='t.id')}) past ON NOT t.first OR t.head_checkpoint_id IS NOT NULL",
 )
 _LEFT_OUT = {"taken": False}
 
@@ -85,26 +101,43 @@ class Taker:
 
     async def take(self, run_id: UUID) -> Mapping[str, Any] | None:
         """Take a run: what its owner has to know, or None when it is not to be had."""
-        found = self._asked.setdefault(run_id, asyncio.get_running_loop().create_future())
-        if self._taking is None:
-            self._taking = asyncio.ensure_future(self._take_together())
+        if run_id in self._asked:
+            return await self._take_alone(run_id)
+        found = self._asked[run_id] = asyncio.get_running_loop().create_future()
+        self._set_off()
         row = await found
-        if row is None or row["taken"]:
-            return row
-        alone: Mapping[str, Any] | None = await self._pool.fetchrow(_ALONE, run_id, *self._given)
-        return alone
+        return row if row is None or row["taken"] else await self._take_alone(run_id)
+
+    def _set_off(self, _: object = None) -> None:
+        if self._asked and (self._taking is None or self._taking.done()):
+            self._taking = asyncio.ensure_future(self._take_together())
+            self._taking.add_done_callback(self._set_off)
+
+    async def _take_alone(self, run_id: UUID) -> Mapping[str, Any] | None:
+        row = await self._pool.fetchrow(_ALONE, run_id, *self._given)
+        if row is None:
+            return None
+        # What nobody began has no past that could be known.
+        begun = not row["first"] or row["head"] is not None
+        return {**row, **(await self._pool.fetchrow(_PAST_ALONE, run_id) if begun else _NO_PAST)}
 
     async def _take_together(self) -> None:
-        """Take all that are asked for; what is asked for while a statement is on its way goes with the next."""
-        while self._asked:
-            batch = {run_id: self._asked.pop(run_id) for run_id in [*self._asked][:_MOST]}
-            rows: Mapping[UUID, Mapping[str, Any]] = dict.fromkeys(batch, _LEFT_OUT)
-            try:
-                rows = {row["run_id"]: row for row in await self._pool.fetch(_TOGETHER, [*batch], *self._given)}
-            except (asyncpg.PostgresError, *AWAY) as error:
-                _log.info("%s runs could not be taken together, each is tried by itself: %s", len(batch), error)
-            finally:
-                for run_id, found in batch.items():
-                    if not found.done():
-                        found.set_result(rows.get(run_id))
-        self._taking = None
+        """Take those that are asked for; what is asked for while their statement is on its way goes with the next."""
+        batch = {run_id: self._asked.pop(run_id) for run_id in [*self._asked][:_MOST]}
+        try:
+            rows = {row["run_id"]: row for row in await self._pool.fetch(_TOGETHER, [*batch], *self._given)}
+            _settle({found: rows.get(run_id) for run_id, found in batch.items()})
+        except LOST_CONNECTION as error:
+            for found in batch.values():
+                if not found.done():
+                    found.set_exception(error)
+        except asyncpg.PostgresError as error:
+            _log.info("%s runs could not be taken together, each is tried by itself: %s", len(batch), error)
+        finally:
+            _settle(dict.fromkeys(batch.values(), _LEFT_OUT))
+
+
+def _settle(found: Mapping[asyncio.Future[Any], Any]) -> None:
+    for future, row in found.items():
+        if not future.done():
+            future.set_result(row)

@@ -21,6 +21,7 @@ from backend.engine.garbage import Garbage
 from backend.engine.prompts import Library
 from backend.engine.reaper import Reaper
 from backend.engine.repair import Clinic
+from backend.engine.taking import Taker
 from backend.operations import questions, runs
 from backend.settings import RetentionSettings
 from tests.acceptance.faults import numbers
@@ -47,7 +48,7 @@ class Case:
 
 _HOLD = b"lease_expires_at = CASE WHEN"
 WRITES = {
-    "claiming.claim": Case((b"SET status = 'RUNNING', lease_epoch",)),
+    "taking._take_together": Case((b"FOR NO KEY UPDATE OF r, p SKIP LOCKED",)),
     "prompts.pin": Case((b"INSERT INTO prompts",), of_anybody=True),
     "claims.release": Case((_HOLD,), without=(b"INSERT INTO events",)),
     "claims.pause": Case((_HOLD, b"run.paused"), "pause"),
@@ -79,6 +80,12 @@ CLAIMED = {
 }
 """What only runs with something particular need when they are taken up."""
 
+ALONE = {
+    "taking._take_alone": b"WITH taken AS (UPDATE project_runs",
+    "taking._PAST": b"SELECT coalesce((SELECT jsonb_object",
+}
+"""What is asked only for a run whose row somebody holds."""
+
 OPERATED = {"repair._apply": b"project.changed", "garbage._delete": b"DELETE FROM projects"}
 """What people have done by `company doctor --repair` and `company gc`."""
 
@@ -87,7 +94,7 @@ def _transactions_of(module: str) -> set[str]:
     """The functions of a module of the engine that commit something: in a transaction, or in a statement of its own."""
     tree = ast.parse((ROOT / "backend" / "engine" / f"{module}.py").read_text())
     functions = [node for node in ast.walk(tree) if isinstance(node, ast.AsyncFunctionDef)]
-    commits = ("transaction(", "(_TAKE,", ", _PIN,")
+    commits = ("transaction(", "(_ALONE,", "(_TOGETHER,", ", _PIN,")
     return {
         f"{module}.{function.name}" for function in functions if any(one in ast.unparse(function) for one in commits)
     }
@@ -100,7 +107,7 @@ def test_every_write_of_the_engine_loses_a_reply() -> None:
     found |= {f"commit.{name}" for name in commit.__all__ if name.startswith("save_")}
     for path in (ROOT / "backend" / "engine").glob("*.py"):
         found |= _transactions_of(path.stem)
-    assert found == {name.partition(" ")[0] for name in (*WRITES, *REAPED, *CLAIMED, *OPERATED)}
+    assert found == {name.partition(" ")[0] for name in (*WRITES, *REAPED, *CLAIMED, *list(ALONE)[:1], *OPERATED)}
 
 
 _ASKED = (
@@ -170,12 +177,11 @@ async def test_a_worker_whose_writes_succeed_and_seem_to_fail_repeats_and_loses_
     assert sum(crew.asked.values()) <= len(await crew.query("SELECT 1 FROM model_calls WHERE status = 'done'")) + cut
 
 
-_KINDS = ("claiming.claim", "claims.pause", "claims.wait", "claims.end")
+_KINDS = ("taking._take_together", "claims.pause", "claims.wait", "claims.end")
 """One of each kind of run, which nothing happens to, to compare with."""
 
 
 READS = {
-    "claiming._KNOW": b"budget.degraded') AS degraded",
     "reading.LATEST": b"LEFT JOIN project_runs r ON r.id = c.thread_id",
     "reading._VALUES": b"SELECT number, channel_values FROM checkpoints",
     "reading._WRITES": b"SELECT task_id, channel, value FROM checkpoint_writes",
@@ -270,6 +276,41 @@ async def test_what_a_claim_does_beside_taking_the_run_is_done_once_whatever_its
     ends = await crew.query("SELECT id, status, stop_reason FROM project_runs WHERE ended_at IS NOT NULL ORDER BY 3")
     assert ends == [(unreadable, "FAILED", "config_invalid"), (poisoned, "FAILED", "poisoned")]
     assert await crew.query("SELECT count(*) FROM events WHERE type = 'run.failed'") == [(2,)]
+
+
+async def test_a_run_that_is_taken_by_itself_and_seems_not_to_be_is_taken_again(crew: Crew) -> None:
+    run_id = await crew.run()
+    await crew.query(
+        "UPDATE project_runs SET status = 'RUNNING', started_at = now(), lease_epoch = 1, lease_owner = 'gone',"
+        " lease_expires_at = now() WHERE id = $1",
+        run_id,
+    )
+    async with Proxy(crew.database_url) as proxy, asyncpg.create_pool(proxy.url, min_size=1) as pool:
+        library = Library(pool)
+        taker = Taker(pool, owner="test", lease_seconds=0.05, most=5, pins=library.pins)
+        losses = {name: proxy.lose(mark, without=(b"WITH due",)) for name, mark in ALONE.items()}
+        async with asyncpg.create_pool(crew.database_url, min_size=1) as others:
+            for loss in losses.values():
+                await asyncio.sleep(0.1)
+                async with others.acquire() as holder, holder.transaction():
+                    await holder.execute("SELECT FROM project_runs WHERE id = $1 FOR UPDATE", run_id)
+                    taking = asyncio.create_task(taker.take(run_id))
+                    while not taking.done() and not await others.fetchval(_WAITS):
+                        await asyncio.sleep(0.01)
+                with pytest.raises(asyncpg.PostgresConnectionError):
+                    await taking
+                assert loss.happened == 1
+        await asyncio.sleep(0.1)
+        row = await taker.take(run_id)
+    assert row is not None
+    assert (row["lease_epoch"], row["claims"], row["answers"]) == (4, 3, "{}")
+    numbers.report("reply lost: alone", len(losses), len(ALONE), "replies", claims=row["claims"])
+    told = await crew.query("SELECT seq, type FROM events WHERE run_id = $1 ORDER BY seq", run_id)
+    assert told == [(1, "run.lease_lost"), *((n, told[n - 1][1]) for n in range(2, 7))]
+    assert sorted(kind for _, kind in told) == ["run.lease_lost"] * 3 + ["run.resumed"] * 3
+
+
+_WAITS = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
 
 
 async def test_a_repair_and_a_collection_that_succeed_and_seem_to_fail_are_made_again_and_done_once(

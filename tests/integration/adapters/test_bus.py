@@ -15,6 +15,7 @@ from backend.adapters.bus import CHANNEL, Followers, Waker
 from backend.settings import Settings
 from backend.worker.bell import EXECUTE, QUEUE, CeleryBell
 from backend.worker.broker import make_app
+from backend.worker.loop import LoopThread
 
 
 @pytest.fixture
@@ -109,8 +110,8 @@ async def test_a_doorbell_is_what_celery_would_have_sent_and_many_go_together(
     redis_url: str, settings: Settings
 ) -> None:
     runs = [uuid4() for _ in range(50)]
-    app = make_app(settings)
     bell = CeleryBell(Waker(redis_url))
+    app = make_app(settings, LoopThread(settings, bell, Waker(redis_url)))
     with app.connection_for_read() as connection:
         queue = connection.SimpleQueue(QUEUE)
         queue.clear()
