@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import operator
 from collections.abc import AsyncIterator, Callable
 from contextlib import nullcontext
@@ -127,6 +128,41 @@ class Runs:
         numbers = [row[0] for row in await self.rows("SELECT seq FROM events WHERE run_id = $1 ORDER BY seq", run_id)]
         assert numbers == list(range(1, len(numbers) + 1))
         assert await self.pool.fetchval("SELECT event_seq FROM project_runs WHERE id = $1", run_id) == len(numbers)
+
+
+async def cancelled_it_waits(driven: asyncio.Task[None]) -> None:
+    driven.cancel()
+    done, _ = await asyncio.wait([driven], timeout=0.2)
+    assert not done
+
+
+async def waits_for_a_lock(runs: Runs) -> None:
+    async with asyncio.timeout(30):
+        while not await runs.rows("SELECT 1 FROM pg_locks WHERE NOT granted"):
+            await asyncio.sleep(0.01)
+
+
+def linear(nodes: dict[str, Any]) -> StateGraph[Any]:
+    """A graph of nodes one after the other."""
+    graph = StateGraph(State)
+    for before, (name, node) in zip((START, *nodes), nodes.items(), strict=False):
+        graph.add_node(name, node)
+        graph.add_edge(before, name)
+    return graph
+
+
+def task_of(name: str, began: list[str]) -> Any:
+    """A node that records a task of its name."""
+
+    def node(state: Any) -> Any:
+        began.append(name)
+        return {"effects": [effect.create_task(name, name, task_kind=TaskKind.FEATURE, role=Role.DEVELOPER)]}
+
+    return node
+
+
+def decided(state: Any) -> Any:
+    return {"effects": [effect.end_run(RunStatus.COMPLETED, "All is done.", {})]}
 
 
 @pytest.fixture

@@ -7,16 +7,23 @@ from typing import Any, ClassVar
 
 import asyncpg
 import pytest
-from langgraph.graph import START, StateGraph
 
 from backend.adapters.db.checkpointer import GroupCommit, LeaseLost
 from backend.domain import effect
-from backend.domain.role import Role
-from backend.domain.run import RunStatus
-from backend.domain.task import TaskKind
 from backend.engine.driving import drive, prepare
 from backend.errors import Invalid
-from tests.conformance.conftest import Runs, State, build, decide, plan, work
+from tests.conformance.conftest import (
+    Runs,
+    build,
+    cancelled_it_waits,
+    decide,
+    decided,
+    linear,
+    plan,
+    task_of,
+    waits_for_a_lock,
+    work,
+)
 
 MANY = 12
 
@@ -96,7 +103,7 @@ async def test_a_commit_that_is_cancelled_before_it_was_sent_writes_nothing(runs
     async with runs.pool.acquire() as connection, connection.transaction():
         await connection.execute("LOCK TABLE tasks IN EXCLUSIVE MODE")
         stuck = asyncio.create_task(runs.drive(first, build(), group=group))
-        await _waits_for_a_lock(runs)
+        await waits_for_a_lock(runs)
         dropped = asyncio.create_task(runs.drive(second, build(), group=group))
         while not group.waiting:
             await asyncio.sleep(0.01)
@@ -113,8 +120,8 @@ async def test_a_commit_that_is_cancelled_on_its_way_is_over_before_its_run_goes
     async with runs.pool.acquire() as connection, connection.transaction():
         await connection.execute("LOCK TABLE tasks IN EXCLUSIVE MODE")
         driven = asyncio.create_task(runs.drive(fence, build(), group=group))
-        await _waits_for_a_lock(runs)
-        await _cancelled_it_waits(driven)
+        await waits_for_a_lock(runs)
+        await cancelled_it_waits(driven)
     with pytest.raises(asyncio.CancelledError):
         await driven
     assert await runs.rows("SELECT count(*) FROM tasks WHERE run_id = $1", fence.run_id) == [(3,)]
@@ -153,18 +160,6 @@ async def test_a_run_that_is_cancelled_as_its_commit_arrives_takes_no_other_with
     whole = await runs.story((await runs.leased_twin(build())).run_id)
     for fence in fences:
         assert await runs.story(fence.run_id) == whole
-
-
-async def _cancelled_it_waits(driven: asyncio.Task[None]) -> None:
-    driven.cancel()
-    done, _ = await asyncio.wait([driven], timeout=0.2)
-    assert not done
-
-
-async def _waits_for_a_lock(runs: Runs) -> None:
-    async with asyncio.timeout(30):
-        while not await runs.rows("SELECT 1 FROM pg_locks WHERE NOT granted"):
-            await asyncio.sleep(0.01)
 
 
 async def test_a_connection_that_died_between_two_commits_costs_nobody_anything(runs: Runs) -> None:
@@ -212,51 +207,13 @@ async def test_a_node_that_is_done_is_committed_before_those_that_wait_for_their
     assert await runs.story(fence.run_id) == await runs.story((await runs.leased_twin(build())).run_id)
 
 
-def linear(nodes: dict[str, Any]) -> StateGraph[Any]:
-    graph = StateGraph(State)
-    for before, (name, node) in zip((START, *nodes), nodes.items(), strict=False):
-        graph.add_node(name, node)
-        graph.add_edge(before, name)
-    return graph
-
-
-def task_of(name: str, began: list[str]) -> Any:
-    def node(state: Any) -> Any:
-        began.append(name)
-        return {"effects": [effect.create_task(name, name, task_kind=TaskKind.FEATURE, role=Role.DEVELOPER)]}
-
-    return node
-
-
-async def test_a_commit_that_waits_behind_another_is_taken_back_with_its_run(runs: Runs) -> None:
-    began: list[str] = []
-    nodes = {name: task_of(name, began) for name in ("one", "two", "three")} | {"decide": decided}
-    group, fence = GroupCommit(runs.pool), await runs.leased()
-    async with runs.pool.acquire() as connection, connection.transaction():
-        await connection.execute("LOCK TABLE tasks IN EXCLUSIVE MODE")
-        driven = asyncio.create_task(runs.drive(fence, linear(nodes), group=group))
-        await _waits_for_a_lock(runs)
-        # The commit of the first node is on its way; that of the second, which began ahead, waits behind it.
-        await asyncio.sleep(0.2)
-        assert began == (["one", "two"] if runs.ahead else ["one"])
-        assert group.waiting == 0
-        await _cancelled_it_waits(driven)
-    with pytest.raises(asyncio.CancelledError):
-        await driven
-    assert await runs.rows("SELECT key FROM tasks WHERE run_id = $1", fence.run_id) == [("one",)]
-    assert await runs.rows("SELECT count(*) FROM checkpoints WHERE thread_id = $1", fence.run_id) == [(1,)]
-    await runs.drive(await runs.claim(fence.run_id), linear(nodes), group=group)
-    assert await runs.story(fence.run_id) == await runs.story((await runs.leased_twin(linear(nodes))).run_id)
-    await runs.check_sequence(fence.run_id)
-
-
 async def test_a_run_that_is_cancelled_at_its_end_waits_for_the_commit_that_is_on_its_way(runs: Runs) -> None:
     fence = await runs.leased()
     async with runs.pool.acquire() as connection, connection.transaction():
         await connection.execute("LOCK TABLE events IN EXCLUSIVE MODE")
         driven = asyncio.create_task(runs.drive(fence, linear({"decide": decided})))
-        await _waits_for_a_lock(runs)
-        await _cancelled_it_waits(driven)
+        await waits_for_a_lock(runs)
+        await cancelled_it_waits(driven)
     with pytest.raises(asyncio.CancelledError):
         await driven
     assert await runs.rows("SELECT status FROM project_runs WHERE id = $1", fence.run_id) == [("COMPLETED",)]
@@ -279,7 +236,3 @@ async def test_nothing_begins_after_the_end_of_a_run_before_it_is_durable(runs: 
     graph = linear({"one": task_of("one", []), "decide": decided, "after": after})
     await runs.drive(fence, graph, group=Slow(runs.pool))
     assert seen == ["COMPLETED"]
-
-
-def decided(state: Any) -> Any:
-    return {"effects": [effect.end_run(RunStatus.COMPLETED, "All is done.", {})]}

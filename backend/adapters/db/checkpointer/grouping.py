@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,18 +21,24 @@ from backend.adapters.db.commit import Next, save_next
 _log = logging.getLogger(__name__)
 _REST_SECONDS = 0.05
 _MOST = 24
-"""Commits in one statement: none waits long for the others' rows, and while some runs commit, the others compute."""
+"""Checkpoints in one statement: none waits long for others' rows, and while some runs commit, the others compute."""
 
 
 @dataclass(eq=False, slots=True)
 class Queued:
-    """A commit that waits for its statement, or is in one that is on its way."""
+    """A run's commit that waits for its statement, or is in one that is on its way."""
 
-    one: Next
+    checkpoints: Sequence[Next]
+    """Each follows the one before."""
     instance: str
     landed: Callable[[bool], None]
     """Told once whether it was written; if not, it has to be tried by itself, to find out why it was left out."""
     sent: bool = False
+
+    @property
+    def ending(self) -> str | None:
+        """The status that the run ends with."""
+        return self.checkpoints[-1].ending
 
 
 @dataclass(eq=False)
@@ -45,9 +51,9 @@ class GroupCommit:
     _flying: set[asyncio.Task[None]] = field(default_factory=set)
     _resting: list[asyncio.Future[bool]] = field(default_factory=list)
 
-    def put(self, one: Next, *, instance: str, landed: Callable[[bool], None]) -> Queued:
-        """Have a commit leave with the next statement; `landed` is called once it is over, and must not raise."""
-        queued = Queued(one, instance, landed)
+    def put(self, checkpoints: Sequence[Next], *, instance: str, landed: Callable[[bool], None]) -> Queued:
+        """Have a run's commit leave with the next statement; `landed`, which raises nothing, is told how it went."""
+        queued = Queued(checkpoints, instance, landed)
         self._queue.append(queued)
         self._set_off()
         return queued
@@ -65,7 +71,7 @@ class GroupCommit:
         Cancelled before it was sent, nothing of it is written; cancelled after, it first waits for the outcome.
         """
         written: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        queued = self.put(one, instance=instance, landed=written.set_result)
+        queued = self.put([one], instance=instance, landed=written.set_result)
         try:
             return await asyncio.shield(written)
         except asyncio.CancelledError:
@@ -123,7 +129,7 @@ class GroupCommit:
         batch = self._take()
         written: frozenset[int] = frozenset()
         try:
-            text, args = save_next([queued.one for queued in batch], instance=batch[0].instance)
+            text, args = save_next([queued.checkpoints for queued in batch], instance=batch[0].instance)
             written = frozenset(row["n"] for row in await connection.fetch(text, *args))
         except (asyncpg.PostgresError, *LOST_CONNECTION) as error:
             # One of them is refused, or the connection is gone: each finds out by itself.
@@ -138,10 +144,15 @@ class GroupCommit:
         first = self._queue[0]
         batch: list[Queued] = []
         left: deque[Queued] = deque()
+        room = _MOST
         while self._queue:
             queued = self._queue.popleft()
-            alike = queued.one.ending == first.one.ending and queued.instance == first.instance
-            (batch if alike and len(batch) < _MOST else left).append(queued)
+            alike = queued.ending == first.ending and queued.instance == first.instance
+            if alike and room > 0:
+                batch.append(queued)
+                room -= len(queued.checkpoints)
+            else:
+                left.append(queued)
         self._queue = left
         for queued in batch:
             queued.sent = True

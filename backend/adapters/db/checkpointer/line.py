@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from contextvars import copy_context
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +18,8 @@ from backend.adapters.db.checkpointer.grouping import GroupCommit, Queued
 from backend.adapters.db.commit import Next
 
 _Turn = asyncio.Future[None]
+MOST_BEHIND = 4
+"""Checkpoints of a run that may wait for the commit that is on its way: what is computed again if the worker dies."""
 
 
 @dataclass(slots=True)
@@ -36,34 +38,38 @@ class Line:
     def __init__(self, group: GroupCommit, instance: str) -> None:
         self._group = group
         self._instance = instance
-        self._under_way: Write | None = None
+        self._under_way: Sequence[Write] = ()
         self._queued: Queued | None = None
         self._alone: asyncio.Task[None] | None = None
-        self._behind: deque[tuple[Write, _Turn]] = deque()
+        self._behind: deque[Write] = deque()
+        self._turns: list[_Turn] = []
         self._settling: list[_Turn] = []
         self._error: BaseException | None = None
         # What lands is told in the flight of whichever run set off first.
         self._context = copy_context()
 
     def add(self, write: Write) -> _Turn | None:
-        """Have a commit leave as soon as the one before it is durable; returns when that is, if it is not yet.
+        """Have a checkpoint leave as soon as those before it are durable, with what else waits for that.
 
-        What is returned raises what the one before raised; cancelled, it takes nothing back.
+        Returns when there is room for another one, if there is none yet; what is returned raises what a commit before
+        raised, and takes nothing back when it is cancelled.
         """
         if self._error is not None:
             raise self._error
-        if self._under_way is None:
-            self._leave(write)
+        self._behind.append(write)
+        if not self._under_way:
+            self._leave()
+        if len(self._behind) < MOST_BEHIND:
             return None
         turn: _Turn = asyncio.get_running_loop().create_future()
-        self._behind.append((write, turn))
+        self._turns.append(turn)
         return turn
 
     async def settled(self) -> None:
         """Wait until all that was added is durable; raises what a commit raised."""
         if self._error is not None:
             raise self._error
-        if self._under_way is not None:
+        if self._under_way:
             await self._end()
 
     async def take_back(self) -> None:
@@ -73,7 +79,7 @@ class Line:
             self._over()
         if self._alone is not None:
             self._alone.cancel()
-        if self._under_way is not None:
+        if self._under_way:
             end = self._end()
             await asyncio.wait([end])
             # Whoever takes the run up asks the database how it went; asked here, nothing is logged about it.
@@ -84,20 +90,28 @@ class Line:
         self._settling.append(end)
         return end
 
-    def _leave(self, write: Write) -> None:
-        self._under_way = write
-        crash_point("checkpoint")
+    def _leave(self) -> None:
+        """Send off the first that waits, and with it those after it that may share its commit."""
+        write = self._behind.popleft()
+        writes, checkpoints = [write], [write.following]
+        while self._behind and _may_precede(checkpoints[-1], self._behind[0].following):
+            writes.append(self._behind.popleft())
+            checkpoints.append(writes[-1].following)
+        self._under_way = writes
+        for _ in writes:
+            crash_point("checkpoint")
         if write.following is None:
-            self._try_alone(write)
+            self._try_alone()
         else:
-            self._queued = self._group.put(write.following, instance=self._instance, landed=self._landed)
+            together = [one for one in checkpoints if one is not None]
+            self._queued = self._group.put(together, instance=self._instance, landed=self._landed)
 
     def _landed(self, written: bool) -> None:
-        write, self._queued = self._under_way, None
-        assert write is not None
+        self._queued = None
         if written:
             try:
-                self._context.run(write.written)
+                for write in self._under_way:
+                    self._context.run(write.written)
             except Exception as error:  # noqa: BLE001 - the run raises it, not those it shared with
                 self._over(error)
             else:
@@ -106,30 +120,39 @@ class Line:
             self._over()
         else:
             # The shared statement left it out: by itself it finds out why.
-            self._try_alone(write)
+            self._try_alone()
 
-    def _try_alone(self, write: Write) -> None:
-        self._alone = asyncio.get_running_loop().create_task(write.by_itself(), context=self._context.copy())
+    def _try_alone(self) -> None:
+        self._alone = asyncio.get_running_loop().create_task(self._each_by_itself(), context=self._context.copy())
         self._alone.add_done_callback(self._tried)
+
+    async def _each_by_itself(self) -> None:
+        for write in self._under_way:
+            await write.by_itself()
 
     def _tried(self, alone: asyncio.Task[None]) -> None:
         self._alone = None
         self._over(asyncio.CancelledError() if alone.cancelled() else alone.exception())
 
     def _over(self, error: BaseException | None = None) -> None:
-        """Go on with the next commit, or with none after one that failed."""
-        self._under_way, self._queued = None, None
+        """Go on with what waits, or with nothing after a commit that failed."""
+        self._under_way, self._queued = (), None
         self._error = error = self._error or error
         if self._behind and error is None:
-            write, turn = self._behind.popleft()
-            self._leave(write)
-            _tell(turn, None)
-            return
-        waiting = [turn for _, turn in self._behind] + self._settling
-        self._behind.clear()
-        self._settling.clear()
+            self._leave()
+            waiting = []
+        else:
+            self._behind.clear()
+            waiting, self._settling = self._settling, []
+        if len(self._behind) < MOST_BEHIND:
+            waiting += self._turns
+            self._turns = []
         for turn in waiting:
             _tell(turn, error)
+
+
+def _may_precede(one: Next | None, other: Next | None) -> bool:
+    return one is not None and other is not None and one.may_precede(other)
 
 
 def _tell(turn: _Turn, error: BaseException | None) -> None:

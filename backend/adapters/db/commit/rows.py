@@ -24,6 +24,11 @@ class Insert:
     """What the rows hold that is no column, for `owners`."""
 
     @property
+    def changes(self) -> bool:
+        """Whether a row may change one that is there: no statement may do that to the same one twice."""
+        return "DO UPDATE" in self.clash
+
+    @property
     def part(self) -> str:
         """The name of the common table expression."""
         return f"new_{self.table}"
