@@ -57,17 +57,25 @@ async def answer(
     limit = limit_asked_for(question.key)
     is_raise = question.kind == QuestionKind.BUDGET and chosen != STOP
     raised = read_raise(chosen, limit.unit if limit is not None else None) if is_raise else None
+    others = await session.scalar(
+        select(func.count()).where(
+            Question.run_id == run.id, Question.status == QuestionStatus.OPEN, Question.id != question_id
+        )
+    )
     question.status, question.answer, question.answered_by = QuestionStatus.ANSWERED, chosen, by
     question.answered_at = func.clock_timestamp()
     events.record(session, run, "question.answered", {"key": question.key, "kind": question.kind, "by": by})
-    await session.flush()
     if question.kind == QuestionKind.BUDGET and chosen == STOP:
+        await session.flush()
         await runs.stop(session, run.id, by=by, tenant_id=tenant_id)
         return question
     if raised is not None:
+        await session.flush()
         asked = limit or Limit("run", "all", raised.unit)
         await ledger.raise_limit(session, run, Limit(asked.scope, asked.name, raised.unit), raised.amount)
-    await _go_on(session, run, question)
+    if not others:
+        _go_on(session, run, question)
+    await session.flush()
     return question
 
 
@@ -85,16 +93,12 @@ def _choose(question: Question, text: str) -> str:
     return options.get(text.casefold(), text)
 
 
-async def _go_on(session: AsyncSession, run: ProjectRun, answered: Question) -> None:
-    """Queue the run again once it waits for nothing more; a run that works at the moment sees the answer later."""
-    left = await session.scalar(
-        select(func.count()).where(Question.run_id == run.id, Question.status == QuestionStatus.OPEN)
-    )
+def _go_on(session: AsyncSession, run: ProjectRun, answered: Question) -> None:
+    """Queue the run again if it waits, for nothing more; a run that works at the moment sees the answer later."""
     held = run.status == RunStatus.WAITING or (run.status == RunStatus.PAUSED and answered.kind == QuestionKind.BUDGET)
-    if left == 0 and held:
+    if held:
         asked_to_pause = run.requested
         runs.requeue(session, run)
         run.requested = asked_to_pause
         run.version += 1
         ring_after_commit(session, run.id)
-    await session.flush()

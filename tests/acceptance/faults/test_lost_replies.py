@@ -184,7 +184,6 @@ _KINDS = ("taking._take_together", "claims.pause", "claims.wait", "claims.end")
 READS = {
     "reading.LATEST": b"LEFT JOIN project_runs r ON r.id = c.thread_id",
     "reading._VALUES": b"SELECT number, channel_values FROM checkpoints",
-    "reading._WRITES": b"SELECT task_id, channel, value FROM checkpoint_writes",
     "journal._JOURNAL": b"jsonb_agg(jsonb_build_array(request_hash",
 }
 """What a worker asks of a run's past."""

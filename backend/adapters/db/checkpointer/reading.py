@@ -11,7 +11,13 @@ from langgraph.checkpoint.base import CheckpointTuple
 
 from backend.adapters.db.checkpointer.codec import loads
 
-_COLUMNS = "c.thread_id, c.namespace, c.number, c.checkpoint_id, c.parent_id, c.metadata, c.state, c.channel_values"
+_COLUMNS = (
+    "c.thread_id, c.namespace, c.number, c.checkpoint_id, c.parent_id, c.metadata, c.state, c.channel_values,"
+    " ARRAY(SELECT (w.task_id, w.channel, w.value) FROM checkpoint_writes w WHERE w.thread_id = c.thread_id"
+    " AND w.namespace = c.namespace AND w.checkpoint_id = c.checkpoint_id"
+    ' ORDER BY w.task_path COLLATE "C", w.task_id::text COLLATE "C", w.idx) AS writes'
+)
+"""A checkpoint's row and its pending writes."""
 
 LATEST = (
     f"SELECT {_COLUMNS} FROM checkpoints c LEFT JOIN project_runs r ON r.id = c.thread_id AND c.namespace = ''"
@@ -24,10 +30,6 @@ ID_OF = "SELECT checkpoint_id FROM checkpoints WHERE thread_id = $1 AND namespac
 LAST_NUMBER = "SELECT coalesce(max(number), 0) AS number FROM checkpoints WHERE thread_id = $1 AND namespace = $2"
 LISTED = f"SELECT {_COLUMNS} FROM checkpoints c"
 _VALUES = "SELECT number, channel_values FROM checkpoints WHERE thread_id = $1 AND namespace = $2 AND number = ANY ($3)"
-_WRITES = (
-    "SELECT task_id, channel, value FROM checkpoint_writes WHERE thread_id = $1 AND namespace = $2"
-    ' AND checkpoint_id = $3 ORDER BY task_path COLLATE "C", task_id::text COLLATE "C", idx'
-)
 
 
 def search(config: Any, metadata: Mapping[str, Any] | None, before: Any, limit: int | None) -> tuple[str, list[Any]]:
@@ -91,12 +93,11 @@ async def load(connection: Any, row: Mapping[str, Any]) -> CheckpointTuple:
         "versions_seen": state["seen"],
         "updated_channels": state["updated"],
     }
-    writes = await connection.fetch(_WRITES, row["thread_id"], row["namespace"], row["checkpoint_id"])
     parent = row["parent_id"]
     return CheckpointTuple(
         config=config_of(row["thread_id"], row["namespace"], row["checkpoint_id"]),
         checkpoint=checkpoint,
         metadata=json.loads(row["metadata"]),
         parent_config=config_of(row["thread_id"], row["namespace"], parent) if parent else None,
-        pending_writes=[(str(write["task_id"]), write["channel"], loads(write["value"])) for write in writes],
+        pending_writes=[(str(task), channel, loads(value)) for task, channel, value in row["writes"]],
     )
