@@ -67,7 +67,7 @@ class LoopThread:
     @property
     def has_room(self) -> bool:
         """Whether another run may be taken in hand."""
-        return self._taken - self._left < self._settings.engine.concurrency
+        return not self._leaving and self._taken - self._left < self._settings.engine.concurrency
 
     def take(self, run_id: str) -> None:
         """Have one slice of a run driven; returns at once, and the run's row tells how it went."""
