@@ -70,7 +70,7 @@ async def measure(contender: Contender, servers: Servers, found: Found, many: in
             done = await contender.ended()
             began = time.perf_counter()
             await contender.submit(identity, number)
-            await until(contender, done + 1, 0.0005)
+            await until(contender, done + 1, 0.002)
             found.latencies.append((time.perf_counter() - began) * 1000)
     finally:
         await contender.close()

@@ -1,4 +1,4 @@
-"""The statement that makes runs ours: of a run by itself, or of all that are asked for while another is on its way."""
+"""The statement that makes runs ours: one by itself, or all that are asked for while another is on its way."""
 
 from __future__ import annotations
 
@@ -86,7 +86,8 @@ _TOGETHER = _take(
     source=" FROM free",
     shown=f"SELECT due.id AS run_id, t.id IS NOT NULL AS taken, {_SHOWN}, past.* FROM due"
     " LEFT JOIN taken t ON t.id = due.id LEFT JOIN projects p ON p.id = t.project_id"
-    f" LEFT JOIN LATERAL ({_PAST.format(run='t.id')}) past ON NOT t.first OR t.head_checkpoint_id IS NOT NULL",
+    f" LEFT JOIN LATERAL ({_PAST.format(run='t.id')}"
+    " WHERE NOT t.first OR t.head_checkpoint_id IS NOT NULL) past ON true",
 )
 _LEFT_OUT = {"taken": False}
 
@@ -98,10 +99,12 @@ class Taker:
         self._pool, self._given = pool, (owner, lease_seconds, most, events.instance(), pins)
         self._asked: dict[UUID, asyncio.Future[Mapping[str, Any] | None]] = {}
         self._taking: asyncio.Task[None] | None = None
+        self._alone = 0
 
     async def take(self, run_id: UUID) -> Mapping[str, Any] | None:
         """Take a run: what its owner has to know, or None when it is not to be had."""
-        if run_id in self._asked:
+        quiet = not self._alone and (self._taking is None or self._taking.done())
+        if quiet or run_id in self._asked:
             return await self._take_alone(run_id)
         found = self._asked[run_id] = asyncio.get_running_loop().create_future()
         self._set_off()
@@ -114,7 +117,11 @@ class Taker:
             self._taking.add_done_callback(self._set_off)
 
     async def _take_alone(self, run_id: UUID) -> Mapping[str, Any] | None:
-        row = await self._pool.fetchrow(_ALONE, run_id, *self._given)
+        self._alone += 1
+        try:
+            row = await self._pool.fetchrow(_ALONE, run_id, *self._given)
+        finally:
+            self._alone -= 1
         if row is None:
             return None
         # What nobody began has no past that could be known.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 from uuid import UUID
 
@@ -18,7 +19,12 @@ from backend.domain.event import EVENT_TYPES
 
 def instance() -> str:
     """This process, as events and leases name it."""
-    return f"{socket.gethostname()}/{os.getpid()}"
+    return _name_of(os.getpid())
+
+
+@lru_cache(maxsize=1)
+def _name_of(pid: int) -> str:
+    return f"{socket.gethostname()}/{pid}"
 
 
 def record(

@@ -48,7 +48,7 @@ class Case:
 
 _HOLD = b"lease_expires_at = CASE WHEN"
 WRITES = {
-    "taking._take_together": Case((b"FOR NO KEY UPDATE OF r, p SKIP LOCKED",)),
+    "taking._take_together": Case((b"FOR NO KEY UPDATE OF r, p SKIP LOCKED",), of_anybody=True),
     "prompts.pin": Case((b"INSERT INTO prompts",), of_anybody=True),
     "claims.release": Case((_HOLD,), without=(b"INSERT INTO events",)),
     "claims.pause": Case((_HOLD, b"run.paused"), "pause"),
