@@ -47,6 +47,8 @@ from backend.errors import Fault, Invalid, NotFound
 Row = TypeVar("Row", Artifact, DeadLetter, Finding, Question, TaskComment)
 
 _DIALECT = dialect()  # type: ignore[no-untyped-call]  # SQLAlchemy leaves its constructor untyped
+# Constants stand in the text: as arguments they would be most of what a statement is sent with.
+_INSTANT: ColumnElement[str] = literal_column("""'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'""")
 MAX_LIMIT = 200
 MAX_SKIP = 1_000_000
 
@@ -108,7 +110,7 @@ def shown(column: ColumnElement[Any]) -> ColumnElement[Any]:
     if isinstance(column.type, Numeric):
         return cast(column, Text)
     if isinstance(column.type, DateTime):
-        return func.to_char(func.timezone("UTC", column), 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')
+        return func.to_char(func.timezone(literal_column("'UTC'"), column), _INSTANT)
     return column
 
 

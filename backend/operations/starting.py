@@ -21,7 +21,6 @@ from sqlalchemy import (
     cast,
     func,
     insert,
-    literal,
     literal_column,
     select,
     update,
@@ -91,20 +90,28 @@ def _start() -> Any:
     )
     given: dict[str, Any] = {name: bindparam(f"run_{name}", type_=runs_table.c[name].type) for name in _GIVEN}
     given["config_snapshot"] = cast(bindparam("run_config_snapshot", type_=Text()), JSONB)
-    given |= {"number": runs.next_number(given["project_id"]), "event_seq": literal(1)}
+    given |= {"number": runs.next_number(given["project_id"]), "event_seq": literal_column("1")}
     made = select(*given.values()).select_from(unchanged)
     run = insert(runs_table).from_select(list(given), made).returning(*runs_table.c).cte("run")
     owned = [run.c.tenant_id, run.c.project_id, run.c.id, run.c.event_seq, run.c.correlation_id]
     named = ["tenant_id", "project_id", "run_id", "seq", "correlation_id", "type", "source", "instance", "payload"]
     told = func.jsonb_build_object(
-        "number", run.c.number, "graph", run.c.graph, "template", run.c.template_slug, "by", run.c.started_by
+        *(_text("number"), run.c.number),
+        *(_text("graph"), run.c.graph),
+        *(_text("template"), run.c.template_slug),
+        *(_text("by"), run.c.started_by),
     )
-    said = [literal(CREATED), literal("api"), bindparam("instance", type_=Text()), told]
+    said = [_text(CREATED), _text("api"), bindparam("instance", type_=Text()), told]
     event = insert(events_table).from_select(named, select(*owned, *said), include_defaults=False).cte("event")
     pointer = update(projects_table).where(projects_table.c.id == run.c.project_id).values(active_run_id=run.c.id)
     row = runs.VIEW.made(run)
     json = cast(func.row_to_json(literal_column("x")), Text)
     return select(row.c.id, row.c.number, row.c.version, json).add_cte(event, pointer.cte("pointer"))
+
+
+def _text(constant: str) -> Any:
+    """A constant that stands in the text of a statement."""
+    return literal_column(f"'{constant}'", Text())
 
 
 _START = _start()
