@@ -48,6 +48,8 @@ async def _same_as_a_calm_one(runs: Runs, run_id: Any, nodes: dict[str, Any]) ->
         " AND p.checkpoint_id = c.parent_id WHERE c.thread_id = $1 ORDER BY 1",
         run_id,
     )
+    made = await runs.rows("SELECT key FROM tasks WHERE run_id = $1 ORDER BY created_at", run_id)
+    assert [key for (key,) in made] == [name for name in nodes if (name,) in made]
     assert chain == [(1, None), *((number, number - 1) for number in range(2, len(nodes) + 1))]
 
 

@@ -150,9 +150,10 @@ def _text(kinds: frozenset[Insert], end: str | None, *, several: bool) -> str:
         f"{INSERT_CHECKPOINT} SELECT f.id, '', k.number, k.checkpoint_id, k.parent_id, k.metadata, k.state, k.held"
         " FROM fenced f JOIN kept k ON k.run = f.n"
     )
+    # In order, since rows are told apart by when they were made.
     parts["go"] = (
         "SELECT f.id, f.tenant_id, f.project_id, f.correlation_id, f.before + k.after AS before, k.records"
-        " FROM fenced f JOIN kept k ON k.run = f.n"
+        f" FROM fenced f JOIN kept k ON k.run = f.n{' ORDER BY k.run, k.after' if several else ''}"
     )
     parts |= {kind.part: kind.text(f"go.records -> '{kind.table}'") for kind in INSERTS if kind in kinds}
     if end is not None:
