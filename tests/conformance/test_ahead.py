@@ -10,6 +10,7 @@ import pytest
 
 from backend.adapters.db.checkpointer import GroupCommit
 from backend.adapters.db.checkpointer.line import MOST_BEHIND
+from backend.adapters.db.forking import copy_rows
 from backend.domain import effect
 from backend.errors import Invalid
 from tests.conformance.conftest import Runs, cancelled_it_waits, decided, linear, task_of, waits_for_a_lock
@@ -70,6 +71,26 @@ async def test_what_was_computed_while_a_commit_was_on_its_way_goes_together(run
     assert Counting.sizes[:2] == [1, MOST_BEHIND]
     assert sum(Counting.sizes) == len(NAMES) + 1
     await _same_as_a_calm_one(runs, fence.run_id, seven([]))
+
+
+async def test_a_fork_sees_what_was_true_at_its_checkpoint_and_not_what_shared_its_commit(runs: Runs) -> None:
+    fence = await runs.leased()
+    async with runs.pool.acquire() as connection, connection.transaction():
+        await connection.execute("LOCK TABLE tasks IN EXCLUSIVE MODE")
+        driven = asyncio.create_task(runs.drive(fence, linear(seven([]))))
+        await waits_for_a_lock(runs)
+        await asyncio.sleep(0.2)
+    await driven
+    kept = await runs.rows(
+        "SELECT checkpoint_id, xmin::text FROM checkpoints WHERE thread_id = $1 ORDER BY number", fence.run_id
+    )
+    assert len({transaction for _, transaction in kept}) < len(kept)
+    for number, (checkpoint_id, _) in enumerate(kept[: len(NAMES)], 1):
+        fork = (await runs.leased()).run_id
+        async with runs.sessions.begin() as session:
+            await copy_rows(session, fence.run_id, checkpoint_id, fork)
+        copied = await runs.rows("SELECT key FROM tasks WHERE run_id = $1 ORDER BY created_at", fork)
+        assert [key for (key,) in copied] == list(NAMES[:number])
 
 
 async def test_what_waits_behind_a_commit_is_taken_back_with_its_run(runs: Runs) -> None:

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import CheckConstraint, PrimaryKeyConstraint, Text
+from sqlalchemy import BigInteger, CheckConstraint, PrimaryKeyConstraint, Text
 from sqlalchemy import text as sql
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
@@ -28,6 +28,9 @@ class Checkpoint(Table):
         Text, comment="JSON: channel versions, versions seen by nodes, and the number of the row that holds each value"
     )
     channel_values: Mapped[str] = mapped_column(Text, comment="JSON: values of the channels that changed")
+    event_seq: Mapped[int | None] = mapped_column(
+        BigInteger, comment="The run's last event when it was written; null: the events of its transaction tell"
+    )
     created_at: Mapped[datetime] = mapped_column(server_default=sql("clock_timestamp()"), comment="When (UTC)")
     __table_args__ = (
         PrimaryKeyConstraint("thread_id", "namespace", "number"),

@@ -22,12 +22,14 @@ from backend.domain.ids import task_id
 _BRANCH = "branch:to:"
 _SENDS = "__pregel_tasks"
 
-# A commit's events are written by the statement of its checkpoint or by one after it in the same transaction: the
-# system column xmin tells, and where a restored dump has made it one for all, the instants do.
+# Checkpoints that may share a transaction say which event was their last. The events of others are written by their
+# statement or by one after it in the same transaction: the system column xmin tells, and where a restored dump has made
+# it one for all, the instants do.
 _CUT = text(
-    "SELECT coalesce(max(e.seq), 0) FROM events e, checkpoints c WHERE c.thread_id = :run AND c.namespace = ''"
-    " AND c.checkpoint_id = :checkpoint AND e.run_id = :run AND (e.occurred_at <= c.created_at"
+    "SELECT coalesce(max(c.event_seq), max(e.seq), 0) FROM checkpoints c LEFT JOIN events e ON c.event_seq IS NULL"
+    " AND e.run_id = :run AND (e.occurred_at <= c.created_at"
     " OR (e.xmin = c.xmin AND e.occurred_at < c.created_at + interval '5 seconds'))"
+    " WHERE c.thread_id = :run AND c.namespace = '' AND c.checkpoint_id = :checkpoint"
 )
 _TASKS = text("""
 INSERT INTO tasks (id, tenant_id, run_id, parent_task_id, key, title, description, kind, status, assigned_role,

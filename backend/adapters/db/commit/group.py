@@ -114,6 +114,7 @@ _GIVEN_AT_THE_END = _GIVEN | {
 _KEPT: dict[str, tuple[str, Callable[[int, int, Next], Any]]] = {
     "run": ("bigint", lambda n, after, one: n),
     "after": ("bigint", lambda n, after, one: after),
+    "told": ("bigint", lambda n, after, one: one.told),
     "records": ("jsonb", lambda n, after, one: one.records),
     "number": ("int", lambda n, after, one: one.row.number),
     "checkpoint_id": ("uuid", lambda n, after, one: one.row.checkpoint_id),
@@ -147,8 +148,8 @@ def _text(kinds: frozenset[Insert], end: str | None, *, several: bool) -> str:
         " RETURNING g.n, r.id, r.tenant_id, r.project_id, r.correlation_id, r.event_seq - g.told AS before"
     )
     parts["saved"] = (
-        f"{INSERT_CHECKPOINT} SELECT f.id, '', k.number, k.checkpoint_id, k.parent_id, k.metadata, k.state, k.held"
-        " FROM fenced f JOIN kept k ON k.run = f.n"
+        f"{INSERT_CHECKPOINT} SELECT f.id, '', k.number, k.checkpoint_id, k.parent_id, k.metadata, k.state, k.held,"
+        " f.before + k.after + k.told FROM fenced f JOIN kept k ON k.run = f.n"
     )
     # In order, since rows are told apart by when they were made.
     parts["go"] = (

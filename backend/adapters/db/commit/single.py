@@ -33,7 +33,7 @@ def save_checkpoint(
     statement = _fenced(fence)
     statement.part(
         "saved",
-        f"{INSERT_CHECKPOINT} SELECT {_checkpoint_values(statement, row)} FROM fence"
+        f"{INSERT_CHECKPOINT} SELECT {_checkpoint_values(statement, row)}, NULL FROM fence"
         " ON CONFLICT DO NOTHING RETURNING 1",
     )
     statement.part("go", "SELECT * FROM fence WHERE EXISTS (SELECT FROM saved)")

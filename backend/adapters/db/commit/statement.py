@@ -13,7 +13,8 @@ import orjson
 from backend.adapters.db.projection import Row
 
 INSERT_CHECKPOINT = (
-    "INSERT INTO checkpoints (thread_id, namespace, number, checkpoint_id, parent_id, metadata, state, channel_values)"
+    "INSERT INTO checkpoints (thread_id, namespace, number, checkpoint_id, parent_id, metadata, state, channel_values,"
+    " event_seq)"
 )
 INSERT_EVENTS = (
     "INSERT INTO events (tenant_id, project_id, run_id, seq, type, source, instance, correlation_id, payload)"
