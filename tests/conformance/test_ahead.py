@@ -41,6 +41,15 @@ def seven(began: list[str], **others: Any) -> dict[str, Any]:
     return {name: others.get(name) or task_of(name, began) for name in NAMES} | {"decide": decided}
 
 
+async def _as_far_as_may_be(began: list[str]) -> None:
+    """The first commit is on its way; as many checkpoints wait as may, the last of them for room."""
+    async with asyncio.timeout(30):
+        while len(began) <= MOST_BEHIND:
+            await asyncio.sleep(0.01)
+    await asyncio.sleep(0.1)
+    assert began == list(NAMES[: MOST_BEHIND + 1])
+
+
 async def _same_as_a_calm_one(runs: Runs, run_id: Any, nodes: dict[str, Any]) -> None:
     assert await runs.story(run_id) == await runs.story((await runs.leased_twin(linear(nodes))).run_id)
     await runs.check_sequence(run_id)
@@ -64,9 +73,7 @@ async def test_what_was_computed_while_a_commit_was_on_its_way_goes_together(run
             quick = Runs(runs.sessions, pool, runs.make_run, ahead=True)
             driven = asyncio.create_task(quick.drive(fence, linear(seven(began)), group=GroupCommit(pool)))
             await waits_for_a_lock(runs)
-            await asyncio.sleep(0.2)
-            # The first is on its way; as many wait as may; the last to begin waits to be handed over.
-            assert began == list(NAMES[: MOST_BEHIND + 1])
+            await _as_far_as_may_be(began)
         await driven
     assert Counting.sizes[:2] == [1, MOST_BEHIND]
     assert sum(Counting.sizes) == len(NAMES) + 1
@@ -74,12 +81,13 @@ async def test_what_was_computed_while_a_commit_was_on_its_way_goes_together(run
 
 
 async def test_a_fork_sees_what_was_true_at_its_checkpoint_and_not_what_shared_its_commit(runs: Runs) -> None:
+    began: list[str] = []
     fence = await runs.leased()
     async with runs.pool.acquire() as connection, connection.transaction():
         await connection.execute("LOCK TABLE tasks IN EXCLUSIVE MODE")
-        driven = asyncio.create_task(runs.drive(fence, linear(seven([]))))
+        driven = asyncio.create_task(runs.drive(fence, linear(seven(began))))
         await waits_for_a_lock(runs)
-        await asyncio.sleep(0.2)
+        await _as_far_as_may_be(began)
     await driven
     kept = await runs.rows(
         "SELECT checkpoint_id, xmin::text FROM checkpoints WHERE thread_id = $1 ORDER BY number", fence.run_id
@@ -100,7 +108,7 @@ async def test_what_waits_behind_a_commit_is_taken_back_with_its_run(runs: Runs)
         await connection.execute("LOCK TABLE tasks IN EXCLUSIVE MODE")
         driven = asyncio.create_task(runs.drive(fence, linear(seven(began)), group=group))
         await waits_for_a_lock(runs)
-        await asyncio.sleep(0.2)
+        await _as_far_as_may_be(began)
         assert group.waiting == 0
         await cancelled_it_waits(driven)
     with pytest.raises(asyncio.CancelledError):
