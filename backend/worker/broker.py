@@ -73,6 +73,7 @@ def make_app(settings: Settings, loop: LoopThread) -> Celery:
         # Acknowledged when it is taken up: an acknowledgement of a connection that is gone ends the worker.
         task_acks_late=False,
         task_reject_on_worker_lost=False,
+        # Not zero, which would lift all limits: `InHand` lets a message be taken where there is room.
         worker_prefetch_multiplier=1,
         worker_pool=Handing,
         worker_concurrency=engine.concurrency,
