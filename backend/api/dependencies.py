@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -16,14 +16,17 @@ from pydantic_core import from_json
 from sqlalchemy.ext.asyncio import AsyncSession
 from starlette.requests import HTTPConnection
 
-from backend.adapters.db.engine import Sessions, transaction
+from backend.adapters.db.direct import driver, driver_of
+from backend.adapters.db.engine import ring_after_commit, transaction
 from backend.api.installation import Installation
 from backend.api.turns import Turns
 from backend.domain.config import RunConfig
 from backend.domain.ids import DEFAULT_TENANT
+from backend.domain.ports import Bell
 from backend.errors import Conflict, Fault, Invalid
 from backend.operations import idempotency
 from backend.operations.pages import MAX_LIMIT, MAX_SKIP, Page, PageRequest
+from backend.operations.starting import Started
 
 JSON = "application/json"
 MAX_NAME = 200
@@ -100,11 +103,10 @@ class Command:
 
     async def answer(self, body: str, status: int = 200, **headers: str) -> Response:
         """The JSON answer, kept under the request's key if it has one."""
-        named = {name.replace("_", "-"): value for name, value in headers.items()}
         if self.key is not None:
-            kept = idempotency.Answer(status, named, body.encode())
+            kept = idempotency.Answer(status, _named(headers), body.encode())
             await idempotency.keep(self.session, self.tenant_id, self.key, kept)
-        return Response(body, status, headers=named, media_type=JSON)
+        return shown(body, status, **headers)
 
 
 async def actor(
@@ -149,11 +151,9 @@ Key = Annotated[
 
 
 @asynccontextmanager
-async def _posted(
-    request: Request, here: Installation, by: str, key: str | None, sessions: Sessions
-) -> AsyncIterator[Command]:
+async def _posted(request: Request, here: Installation, by: str, key: str | None) -> AsyncIterator[Command]:
     request_hash = await _hash_of(request) if key is not None else ""
-    async with transaction(sessions, here.bell, turn=_turn(request)) as session:
+    async with transaction(here.sessions, here.bell, turn=_turn(request)) as session:
         if key is not None:
             again = await idempotency.claim(session, DEFAULT_TENANT, key, request_hash)
             if again is not None:
@@ -163,20 +163,44 @@ async def _posted(
 
 async def posting(request: Request, here: Here, by: By, key: Key = None) -> AsyncIterator[Command]:
     """A command that is done once for each `Idempotency-Key`."""
-    async with _posted(request, here, by, key, here.sessions) as command:
+    async with _posted(request, here, by, key) as command:
         yield command
 
 
 Posting = Annotated[Command, Depends(posting, scope="function")]
 
 
-async def starting(request: Request, here: Here, by: By, key: Key = None) -> AsyncIterator[Command]:
-    """The same for a command that writes in one statement: without a key that statement stands alone."""
-    async with _posted(request, here, by, key, here.sessions if key is not None else request.app.state.readers) as made:
-        yield made
+@dataclass(frozen=True, slots=True)
+class Start:
+    """The start of a run: one statement to the driver, which stands alone unless the request has a key."""
+
+    driver: Any
+    by: str
+    request_id: str
+    bell: Bell
+    command: Command | None = None
+
+    async def answer(self, run: Started) -> Response:
+        """Have the workers told, and answer; with a key both wait for the commit."""
+        headers = {"Location": f"/api/runs/{run.id}", "ETag": f'"{run.version}"'}
+        if self.command is None:
+            self.bell.ring(run.id)
+            return shown(run.json, 201, **headers)
+        ring_after_commit(self.command.session, run.id)
+        return await self.command.answer(run.json, 201, **headers)
 
 
-Starting = Annotated[Command, Depends(starting, scope="function")]
+async def starting(request: Request, here: Here, by: By, key: Key = None) -> AsyncIterator[Start]:
+    """The start of a run, done once for each `Idempotency-Key`."""
+    if key is None:
+        async with _turn(request), driver(here.sessions) as alone:
+            yield Start(alone, by, request.scope["request_id"], here.bell)
+        return
+    async with _posted(request, here, by, key) as command:
+        yield Start(await driver_of(command.session), by, command.request_id, here.bell, command)
+
+
+Starting = Annotated[Start, Depends(starting, scope="function")]
 
 
 async def _hash_of(request: Request) -> str:
@@ -222,9 +246,13 @@ def listing(page: Page) -> Response:
     return Response(page.json(), media_type=JSON)
 
 
-def shown(body: str, **headers: str) -> Response:
+def shown(body: str, status: int = 200, **headers: str) -> Response:
     """JSON that the database made, as a response."""
-    return Response(body, media_type=JSON, headers={name.replace("_", "-"): value for name, value in headers.items()})
+    return Response(body, status, media_type=JSON, headers=_named(headers))
+
+
+def _named(headers: Mapping[str, str]) -> dict[str, str]:
+    return {name.replace("_", "-"): value for name, value in headers.items()}
 
 
 @contextmanager

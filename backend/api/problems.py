@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from http import HTTPStatus
 from typing import Any
 
+import asyncpg
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field
@@ -19,7 +20,6 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError, StatementError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 
-from backend.adapters.db.engine import DRIVER
 from backend.errors import CompanyError, Conflict, Fault, Forbidden, Invalid, LimitReached, NotFound, Unavailable
 
 MEDIA_TYPE = "application/problem+json"
@@ -34,6 +34,8 @@ STATUSES: dict[type[CompanyError], int] = {
     Unavailable: 503,
 }
 _BY_CODE = {"version_conflict": 412, "precondition_required": 428}
+_PASSING = {"08", "28", "3D", "40", "53", "55", "57"}
+"""Classes of errors that say nothing of what was asked: the connection, the server, others who are at work."""
 _TOO_SLOW = {"25P03", "25P04"}
 """The server ended a transaction in which this process was silent for too long."""
 _NOT_THERE = {"42703", "42P01", "42883"}
@@ -108,9 +110,10 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, _not_valid)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(SQLAlchemyError, _database)
+    app.add_exception_handler(asyncpg.PostgresError, _database)
     app.add_exception_handler(OSError, _away)
     app.add_exception_handler(TimeoutError, _away)
-    for kind in DRIVER:
+    for kind in (asyncpg.InterfaceError, asyncpg.InternalClientError):
         app.add_exception_handler(kind, _away)
     app.add_exception_handler(Exception, _unexpected)
 
@@ -152,13 +155,13 @@ async def _http(request: Request, error: Exception) -> Response:
 
 async def _database(request: Request, error: Exception) -> Response:
     """Refusals of the database by their class: data 422, integrity 409, everything that passes 503."""
-    original = getattr(error, "orig", None)
+    original = getattr(error, "orig", error)
     if isinstance(error, StatementError) and isinstance(original, CompanyError):
         return await _condition(request, original)
     state = str(getattr(original, "sqlstate", None) or "")
-    passing = state[:2] in {"08", "40", "53", "55", "57"} or state in _TOO_SLOW
+    passing = state[:2] in _PASSING or state in _TOO_SLOW
     if isinstance(error, PoolTimeout) or passing or _is_disconnect(error):
-        _log.warning("The database did not answer: %s", type(original or error).__name__)
+        _log.warning("The database did not answer: %s", type(original).__name__)
         return answer(request, 503, "unavailable", "The database is away or busy; ask again in a moment.")
     if state in _NOT_THERE:
         _log.error("The database is not that of this release.", exc_info=error)

@@ -163,16 +163,16 @@ async def delete_project(project_id: UUID, command: Changing, here: Here) -> Res
     summary="Start a run",
     responses=documented(404, 409, 422, 503),
 )
-async def start_run(project_id: UUID, body: RunStart, command: Starting, here: Here) -> Response:
+async def start_run(project_id: UUID, body: RunStart, asked: Starting, here: Here) -> Response:
     """Start a run; its settings are merged and pinned, and the workers are told."""
     with settings_in_config():
         run = await starting.start(
-            command.session,
+            asked.driver,
             project_id,
             patch=body.config,
             graph_version=here.graph_version,
             faults=here.faults,
-            by=command.by,
-            correlation_id=command.request_id,
+            by=asked.by,
+            correlation_id=asked.request_id,
         )
-    return await command.answer(run.json, 201, Location=f"/api/runs/{run.id}", ETag=f'"{run.version}"')
+    return await asked.answer(run)

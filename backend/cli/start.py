@@ -10,7 +10,8 @@ from uuid import UUID
 from rich.console import Console
 from rich.text import Text
 
-from backend.adapters.db.engine import transaction
+from backend.adapters.db.direct import driver_of
+from backend.adapters.db.engine import ring_after_commit, transaction
 from backend.adapters.db.tables import ProjectRun
 from backend.cli import follow
 from backend.cli.place import Company, do, person
@@ -53,13 +54,14 @@ async def begin(company: Company, brief: str, template: str, name: str, patch: P
     async with transaction(company.sessions, company.bell) as session:
         project = await projects.create(session, name=name, brief=brief, template_slug=template, by=person())
         started = await starting.start(
-            session,
+            await driver_of(session),
             project.id,
             patch=patch,
             graph_version=company.graphs.newest,
             faults=company.faults,
             by=person(),
         )
+        ring_after_commit(session, started.id)
         return await runs.get(session, started.id)
 
 

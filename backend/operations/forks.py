@@ -60,7 +60,7 @@ async def fork(
     """
     parent = await runs.get(session, run_id, tenant_id=tenant_id)
     project = await projects.get(session, parent.project_id, tenant_id=tenant_id, lock=True)
-    runs.check_startable(project)
+    runs.check_startable(project.name, project.status, project.active_run_id)
     place.graph_found(parent.graph, parent.graph_version)
     kept = await _checkpoint(session, parent, checkpoint_id)
     number = await session.scalar(select(runs.next_number(literal(project.id))))

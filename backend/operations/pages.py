@@ -37,16 +37,15 @@ from sqlalchemy import (
     select,
     tuple_,
 )
-from sqlalchemy.dialects.postgresql.asyncpg import dialect
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.sql.elements import BinaryExpression, BindParameter, ColumnElement
 
+from backend.adapters.db.direct import Direct, driver_of
 from backend.adapters.db.tables import Artifact, DeadLetter, Finding, Question, Table, TaskComment
 from backend.errors import Fault, Invalid, NotFound
 
 Row = TypeVar("Row", Artifact, DeadLetter, Finding, Question, TaskComment)
 
-_DIALECT = dialect()  # type: ignore[no-untyped-call]  # SQLAlchemy leaves its constructor untyped
 # Constants stand in the text: as arguments they would be most of what a statement is sent with.
 _INSTANT: ColumnElement[str] = literal_column("""'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'""")
 MAX_LIMIT = 200
@@ -136,10 +135,6 @@ class _Shape:
     deep: bool
 
 
-_Arguments = Sequence[tuple[str, Any]]
-"""What a statement is given, by name, and the value of what is the same each time."""
-
-
 def _taken_apart(condition: ColumnElement[bool]) -> tuple[tuple[str, Any], Any] | None:
     """The column and operator of a plain comparison, and the value; None for anything else."""
     if not isinstance(condition, BinaryExpression):
@@ -174,13 +169,17 @@ class View:
         columns = {column.name: column for column in table.__table__.columns if column.name not in leave_out}
         self.columns: dict[str, ColumnElement[Any]] = {**columns, **(more or {})}
         self.shown = [shown(column).label(name) for name, column in self.columns.items()]
-        self._texts: dict[_Shape, tuple[str, _Arguments]] = {}
+        self._lists: dict[_Shape, Direct] = {}
         self._created: ColumnElement[Any] = table.__table__.c.get("created_at", null())
         self._id: ColumnElement[Any] = table.__table__.c.get("id", null())
 
+    def json(self, *where: ColumnElement[bool]) -> Select[str]:
+        """The query for rows as JSON."""
+        return _as_json(select(*self.shown).where(*where))
+
     async def one(self, session: AsyncSession, *where: ColumnElement[bool]) -> str:
         """The one row as JSON; raises `NotFound`."""
-        found = await session.scalar(_as_json(select(*self.shown).where(*where)))
+        found = await session.scalar(self.json(*where))
         if found is None:
             raise NotFound(f"There is no such {self.what}.")
         return found
@@ -217,28 +216,22 @@ class View:
         taken = [part for part in map(_taken_apart, where) if part is not None]
         if len(taken) < len(where):
             return None
-        text, arguments = self._text(_Shape(tuple(kind for kind, _ in taken), "instant" in values))
+        listed = self._list(_Shape(tuple(kind for kind, _ in taken), "instant" in values))
         given = {**values, **{f"w{n}": value for n, (_, value) in enumerate(taken)}}
-        connection = await (await session.connection()).get_raw_connection()
-        driver: Any = connection.driver_connection
         try:
-            return [row[0] for row in await driver.fetch(text, *(given.get(name, fixed) for name, fixed in arguments))]
+            return [row[0] for row in await listed.rows(await driver_of(session), given)]
         except (asyncpg.PostgresError, asyncpg.InterfaceError):
             return None
 
-    def _text(self, shape: _Shape) -> tuple[str, _Arguments]:
-        """The statement of lists of a shape as the driver takes it, and its arguments in order."""
-        found = self._texts.get(shape)
+    def _list(self, shape: _Shape) -> Direct:
+        """The statement of lists of a shape."""
+        found = self._lists.get(shape)
         if found is None:
             conditions = [
                 compare(self.table.__table__.c[name], bindparam(f"w{n}", type_=self.table.__table__.c[name].type))
                 for n, (name, compare) in enumerate(shape.conditions)
             ]
-            compiled = self._query(conditions, deep=shape.deep).compile(dialect=_DIALECT)
-            found = self._texts[shape] = (
-                str(compiled),
-                [(name, compiled.params[name]) for name in compiled.positiontup or ()],
-            )
+            found = self._lists[shape] = Direct(self._query(conditions, deep=shape.deep))
         return found
 
     def _query(self, where: Sequence[ColumnElement[bool]], *, deep: bool) -> Select[str]:

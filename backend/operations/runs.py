@@ -13,13 +13,13 @@ from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Row, func, select, update
+from sqlalchemy import func, select, update
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.sql.elements import ColumnElement
 
 from backend.adapters.db.engine import ring_after_commit
-from backend.adapters.db.tables import DeadLetter, Project, ProjectRun, Question
+from backend.adapters.db.tables import DeadLetter, ProjectRun, Question
 from backend.domain.ids import DEFAULT_TENANT
 from backend.domain.lifecycle import transition
 from backend.domain.project import ProjectStatus
@@ -100,17 +100,12 @@ async def forecast(session: AsyncSession, run_id: UUID) -> dict[str, Any] | None
     return said
 
 
-def check_startable(project: Project | Row[Any]) -> None:
-    """Raise `Conflict` unless a run of the project may begin now."""
-    if project.active_run_id is not None:
-        raise Conflict(
-            f"Project {project.name} already has a run on its way ({project.active_run_id}); "
-            "wait for its end, or stop it."
-        )
-    if project.status not in STARTABLE:
-        raise Conflict(
-            f"Project {project.name} is {project.status}; only a project that is READY, COMPLETED or FAILED can be run."
-        )
+def check_startable(name: str, status: str, active_run_id: UUID | None) -> None:
+    """Raise `Conflict` unless a run of this project may begin now."""
+    if active_run_id is not None:
+        raise Conflict(f"Project {name} already has a run on its way ({active_run_id}); wait for its end, or stop it.")
+    if status not in STARTABLE:
+        raise Conflict(f"Project {name} is {status}; only a project that is READY, COMPLETED or FAILED can be run.")
 
 
 def next_number(project_id: ColumnElement[UUID]) -> ColumnElement[int]:
@@ -210,7 +205,7 @@ async def retry(
         raise Conflict(f"Run {run.number} is {run.status}; only a run that failed or was stopped can be retried.")
     transition(MOVES, RunStatus(run.status), RunStatus.QUEUED, what=f"Run {run.number}")
     project = await projects.get(session, run.project_id, tenant_id=tenant_id, lock=True)
-    check_startable(project)
+    check_startable(project.name, project.status, project.active_run_id)
     _raise_limits(run, limits or Limits())
     requeue(session, run)
     run.ended_at, run.error, run.final_report = None, None, None

@@ -3,32 +3,21 @@
 A run is started more often than anything else is asked of the API, so its rows are not written by the mapper: the run,
 its first event and the project's pointer to it are made together, and the answer is read from what was made. Nothing is
 locked between the two: the statement writes only if the project is what was looked at, else it is looked at again.
+Both go to the driver as they are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import (
-    Row,
-    Select,
-    Text,
-    Uuid,
-    bindparam,
-    cast,
-    func,
-    insert,
-    literal_column,
-    select,
-    update,
-)
+from sqlalchemy import Text, Uuid, bindparam, cast, func, insert, literal_column, select, update
 from sqlalchemy.dialects.postgresql import JSONB
-from sqlalchemy.ext.asyncio import AsyncSession
 
-from backend.adapters.db.engine import ring_after_commit
+from backend.adapters.db.direct import Direct
 from backend.adapters.db.tables import Project, ProjectRun, ProjectTemplate, Table
 from backend.domain.config import Patch, RunConfig
 from backend.domain.ids import DEFAULT_TENANT
@@ -38,12 +27,20 @@ from backend.operations import events, runs
 
 CREATED = "run.created"
 _TENANT = bindparam("tenant", type_=Uuid())
-_PROJECT: Select[Any] = (
+_PROJECT = Direct(
     select(
-        *Project.__table__.c,
+        Project.id,
+        Project.tenant_id,
+        Project.name,
+        Project.brief,
+        Project.status,
+        Project.active_run_id,
+        Project.template_slug,
+        Project.template_version,
+        cast(Project.config_patch, Text).label("patch"),
         cast(literal_column("projects.xmin"), Text).label("seen"),
-        ProjectTemplate.graph.label("template_graph"),
-        ProjectTemplate.config_patch.label("template_patch"),
+        ProjectTemplate.graph,
+        cast(ProjectTemplate.config_patch, Text).label("template_patch"),
     )
     .outerjoin(
         ProjectTemplate,
@@ -53,7 +50,7 @@ _PROJECT: Select[Any] = (
     )
     .where(Project.id == bindparam("project", type_=Uuid()), Project.tenant_id == _TENANT)
 )
-"""A project with its template, and the transaction that wrote the row last."""
+"""What a run takes from its project and the template, and the transaction that wrote the project last."""
 _LOOKS = 5
 _GIVEN = (
     "tenant_id",
@@ -114,7 +111,17 @@ def _text(constant: str) -> Any:
     return literal_column(f"'{constant}'", Text())
 
 
-_START = _start()
+_START = Direct(_start())
+_SAME_KEY = (ProjectRun.tenant_id == _TENANT) & (ProjectRun.idempotency_key == bindparam("key", type_=Text()))
+_AGAIN = Direct(
+    select(
+        ProjectRun.project_id,
+        ProjectRun.id,
+        ProjectRun.number,
+        ProjectRun.version,
+        runs.VIEW.json(_SAME_KEY).scalar_subquery(),
+    ).where(_SAME_KEY)
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +135,7 @@ class Started:
 
 
 async def start(
-    session: AsyncSession,
+    driver: Any,
     project_id: UUID,
     *,
     patch: Patch,
@@ -139,35 +146,38 @@ async def start(
     correlation_id: str = "",
     idempotency_key: str | None = None,
 ) -> Started:
-    """Begin a run of a project: its settings are merged and pinned, and the workers are told.
+    """Begin a run of a project: its settings are merged and pinned. Who commits it has the workers told.
 
+    `driver` is a connection of `direct`: without a transaction, the run is there for all when this returns.
     `graph_version` names the version of a graph that new runs follow (raises `Invalid` for an unknown graph), `faults`
     says what of a configuration cannot work on this installation (a missing key, an unpriced model). The same
     `idempotency_key` gives the same run again. Raises `Conflict` while another run of the project is on its way.
     """
     asked = {"project": project_id, "tenant": tenant_id}
     for _ in range(_LOOKS):
-        project: Row[Any] | None = (await session.execute(_PROJECT, asked)).one_or_none()
+        project = await _PROJECT.row(driver, asked)
         if project is None:
             raise NotFound(f"There is no project {project_id}.")
-        if idempotency_key is not None and (again := await _started_with(session, project, idempotency_key)):
+        if idempotency_key is not None and (again := await _started_with(driver, project, idempotency_key)):
             return again
-        runs.check_startable(project)
-        if project.template_graph is None:
-            raise NotFound(f"There is no template {project.template_slug} version {project.template_version}.")
-        config = merge({"graph": project.template_graph}, project.template_patch, project.config_patch, patch)
-        if found := faults(config, project.brief):
+        runs.check_startable(project["name"], project["status"], project["active_run_id"])
+        if project["graph"] is None:
+            slug, version = project["template_slug"], project["template_version"]
+            raise NotFound(f"There is no template {slug} version {version}.")
+        patches = [json.loads(project[name]) for name in ("template_patch", "patch")]
+        config = merge({"graph": project["graph"]}, *patches, patch)
+        if found := faults(config, project["brief"]):
             raise Invalid("The run cannot begin: " + " ".join(fault.message for fault in found), faults=found)
         told = {
             "instance": events.instance(),
-            "seen": project.seen,
+            "seen": project["seen"],
             "run_tenant_id": tenant_id,
-            "run_project_id": project.id,
+            "run_project_id": project["id"],
             "run_graph": config.graph,
             "run_graph_version": graph_version(config.graph),
-            "run_template_slug": project.template_slug,
-            "run_template_version": project.template_version,
-            "run_brief": project.brief,
+            "run_template_slug": project["template_slug"],
+            "run_template_version": project["template_version"],
+            "run_brief": project["brief"],
             "run_config_snapshot": config.json_text,
             "run_limit_tokens": config.budget.tokens,
             "run_limit_usd": config.budget.usd,
@@ -176,20 +186,17 @@ async def start(
             "run_started_by": by,
             "run_idempotency_key": idempotency_key,
         }
-        made = (await session.execute(_START, told)).one_or_none()
+        made = await _START.row(driver, told)
         if made is not None:
-            started = Started(*made)
-            ring_after_commit(session, started.id)
-            return started
+            return Started(*made)
     raise Conflict(f"Project {project_id} is changed by others all the time; start the run again.")
 
 
-async def _started_with(session: AsyncSession, project: Row[Any], key: str) -> Started | None:
-    run = await session.scalar(
-        select(ProjectRun).where(ProjectRun.tenant_id == project.tenant_id, ProjectRun.idempotency_key == key)
-    )
+async def _started_with(driver: Any, project: Mapping[str, Any], key: str) -> Started | None:
+    run = await _AGAIN.row(driver, {"tenant": project["tenant_id"], "key": key})
     if run is None:
         return None
-    if run.project_id != project.id:
+    project_id, *started = run
+    if project_id != project["id"]:
         raise Conflict(f"The key {key} has already started a run of another project.", code="idempotency_conflict")
-    return Started(run.id, run.number, run.version, await runs.VIEW.one(session, ProjectRun.id == run.id))
+    return Started(*started)

@@ -16,6 +16,7 @@ import pytest
 from sqlalchemy import func, select, text, update
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
+from backend.adapters.db.direct import driver_of
 from backend.adapters.db.engine import Sessions
 from backend.adapters.db.tables import Event, Project, ProjectRun, ProjectTemplate, Question
 from backend.domain.config import RunConfig
@@ -42,7 +43,7 @@ def no_faults(config: RunConfig, brief: str) -> Sequence[Fault]:
 async def start(session: AsyncSession, project: Project, **options: Any) -> ProjectRun:
     asked: dict[str, Any] = {"patch": {}, "graph_version": lambda name: "1", "faults": no_faults, "by": "ada"} | options
     await session.flush()
-    started = await starting.start(session, project.id, **asked)
+    started = await starting.start(await driver_of(session), project.id, **asked)
     if project in session:
         await session.refresh(project)
     return await runs.get(session, started.id)
