@@ -9,14 +9,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import suppress
 from functools import partial
 from typing import Any
 from uuid import UUID
 
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 CHANNEL = "company:wakes"
 WORDS = "company:words:"
@@ -24,15 +24,23 @@ WORDS = "company:words:"
 _WORDS_KEPT = 200
 """What waits for a slow follower; more is lost to it."""
 POLL_SECONDS = 2.0
+_PATIENCE = 2.0
+"""Seconds that Redis may take for anything."""
 _AWAY = (RedisError, OSError, TimeoutError)
 _log = logging.getLogger(__name__)
 
 
 class Waker:
-    """Publishes wake-ups and fills queues; never raises. What is due while something is on its way goes together."""
+    """Publishes wake-ups and fills queues; never raises. What is due while something is on its way goes together.
+
+    A run of small nodes wakes as often as it commits, so this speaks over a connection of its own: the client's
+    pipelines would take twice the time.
+    """
 
     def __init__(self, url: str) -> None:
-        self._redis: Redis = Redis.from_url(url, socket_timeout=2, socket_connect_timeout=2)
+        self._redis: Redis = Redis.from_url(url, socket_timeout=_PATIENCE, socket_connect_timeout=_PATIENCE)
+        # Without a timeout of its own for each step; there is one for all of them.
+        self._line: Any = Redis.from_url(url, socket_timeout=None).connection_pool.make_connection()  # type: ignore[no-untyped-call]  # redis ships odd types
         self._due: dict[tuple[str, str, str], None] = {}
         self._telling: asyncio.Task[None] | None = None
 
@@ -54,14 +62,35 @@ class Waker:
         while self._due:
             due, self._due = self._due, {}
             try:
-                async with self._redis.pipeline(transaction=False) as together:
-                    for command in due:
-                        together.execute_command(*command)
-                    await together.execute()
+                await self._send(due)
             except _AWAY as error:
                 pushed = sum(verb == "LPUSH" for verb, _, _ in due)
                 level = logging.WARNING if pushed else logging.DEBUG
                 _log.log(level, "%s messages and %s wake-ups were lost: %s", pushed, len(due) - pushed, error)
+
+    async def _send(self, commands: Collection[tuple[str, ...]]) -> None:
+        """Send commands over the line, which connects by itself; one that was cut is found out by using it."""
+        packed = self._line.pack_commands(commands)
+        for connected in (self._line.is_connected, False):
+            try:
+                async with asyncio.timeout(_PATIENCE):
+                    await self._line.send_packed_command(packed)
+                    refused = [answer for _ in commands if isinstance(answer := await self._answer(), Exception)]
+            except _AWAY:
+                await self._line.disconnect(nowait=True)
+                if not connected:
+                    raise
+            else:
+                if refused:
+                    raise refused[0]
+                return
+
+    async def _answer(self) -> object:
+        """The next answer; a refusal is one, and those after it are still to be read."""
+        try:
+            return await self._line.read_response()
+        except ResponseError as refusal:
+            return refusal
 
     async def say(self, run_id: UUID, words: bytes) -> bool:
         """Tell who listens to a run at this moment what a model says; whether anybody did."""
@@ -76,6 +105,7 @@ class Waker:
         if self._telling is not None:
             await asyncio.wait([self._telling])
         with suppress(*_AWAY):
+            await self._line.disconnect(nowait=True)
             await self._redis.aclose()
 
 

@@ -26,10 +26,13 @@ _MEMORABLE = 16 * 1024
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
 
-def merge(*patches: Patch) -> RunConfig:
-    """Return the settings that follow from the defaults and these patches; raises `Invalid` naming every wrong key."""
-    _refuse([fault for patch in patches for fault in _not_json(patch, ())])
-    text = json.dumps(patches, default=str)
+def merge(*patches: Patch | str) -> RunConfig:
+    """Return the settings that follow from the defaults and these patches; raises `Invalid` naming every wrong key.
+
+    A patch may be the text that the database keeps of it.
+    """
+    _refuse([fault for patch in patches if not isinstance(patch, str) for fault in _not_json(patch, ())])
+    text = f"[{', '.join(one if isinstance(one, str) else json.dumps(one, default=str) for one in patches)}]"
     return _remembered(text) if len(text) <= _MEMORABLE else _merged(text)
 
 

@@ -8,7 +8,6 @@ Both go to the driver as they are.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -164,8 +163,7 @@ async def start(
         if project["graph"] is None:
             slug, version = project["template_slug"], project["template_version"]
             raise NotFound(f"There is no template {slug} version {version}.")
-        patches = [json.loads(project[name]) for name in ("template_patch", "patch")]
-        config = merge({"graph": project["graph"]}, *patches, patch)
+        config = merge({"graph": project["graph"]}, project["template_patch"], project["patch"], patch)
         if found := faults(config, project["brief"]):
             raise Invalid("The run cannot begin: " + " ".join(fault.message for fault in found), faults=found)
         told = {

@@ -6,8 +6,9 @@ every run needs one and Celery's own way to send takes a thread and a connection
 
 from __future__ import annotations
 
-import json
 from uuid import UUID, uuid4
+
+import orjson
 
 from backend.adapters.bus import Waker
 from backend.settings import Settings
@@ -43,9 +44,9 @@ class CeleryBell:
 def doorbell(run_id: UUID) -> str:
     """The message as Celery's workers take it from a list in Redis; each has an id of its own."""
     own = uuid4().hex
-    return json.dumps(
+    message = orjson.dumps(
         {
-            "body": json.dumps([[str(run_id)], {}, _EMBEDDED]),
+            "body": orjson.dumps([[str(run_id)], {}, _EMBEDDED]).decode(),
             "content-type": "application/json",
             "content-encoding": "utf-8",
             "headers": {"lang": "py", "task": EXECUTE, "id": own, "root_id": own, "ignore_result": True},
@@ -58,6 +59,7 @@ def doorbell(run_id: UUID) -> str:
             },
         }
     )
+    return message.decode()
 
 
 def make_bell(settings: Settings) -> CeleryBell:
