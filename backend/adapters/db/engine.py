@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from typing import Any
@@ -90,3 +91,5 @@ async def transaction(
         async with turn or nullcontext(), session.begin():
             yield session
         tell(session, bell)
+        # What is told leaves before whoever asked goes on.
+        await asyncio.sleep(0)
