@@ -121,10 +121,10 @@ class Followers:
 
     async def subscribe(self, run_id: UUID | None) -> AsyncIterator[None]:
         """Yield once for each wake-up of a run (None: of any), and at least every poll interval, until closed."""
-        if self._listening is None or self._listening.done():
-            self._listening = asyncio.create_task(self._persist(self._hear), name="wake-ups")
         event = asyncio.Event()
         self._events[run_id].add(event)
+        if self._listening is None or self._listening.done():
+            self._listening = asyncio.create_task(self._persist(self._hear), name="wake-ups")
         try:
             while True:
                 with suppress(TimeoutError):
@@ -135,6 +135,10 @@ class Followers:
             self._events[run_id].discard(event)
             if not self._events[run_id]:
                 del self._events[run_id]
+            if not self._events and self._listening is not None:
+                # Every commit of the company wakes: a process in which nobody follows has better things to do.
+                self._listening.cancel()
+                self._listening = None
 
     async def words(self, run_id: UUID) -> AsyncIterator[bytes]:
         """Yield what the models of a run say from now on, until closed; who is slow misses some."""
@@ -180,10 +184,14 @@ class Followers:
                 if message["type"] == "message":
                     with suppress(ValueError):
                         self._tell(UUID(message["data"].decode()))
+                elif message["type"] == "subscribe":
+                    # What was told while nobody listened is only found by looking.
+                    self._tell(*self._events)
 
-    def _tell(self, run_id: UUID) -> None:
-        for event in (*self._events.get(run_id, ()), *self._events.get(None, ())):
-            event.set()
+    def _tell(self, *runs: UUID | None) -> None:
+        for run_id in {*runs, None}:
+            for event in self._events.get(run_id, ()):
+                event.set()
 
 
 async def _hear_words(channel: str, listeners: set[asyncio.Queue[bytes]], redis: Any) -> None:

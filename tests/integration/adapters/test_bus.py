@@ -134,6 +134,37 @@ async def test_a_message_that_is_refused_takes_none_of_the_others_along(
     await redis.aclose()
 
 
+async def test_wake_ups_are_heard_while_anybody_follows_and_no_longer(
+    redis_url: str, waker: Waker, followers: Followers
+) -> None:
+    redis, run_id = Redis.from_url(redis_url), uuid4()
+    followers._poll = 60.0
+    before = await _hearing(redis)
+    for _ in range(2):
+        async with aclosing(followers.subscribe(run_id)) as follower, aclosing(followers.subscribe(None)) as other:  # type: ignore[type-var] # they are generators
+            # The first look comes when the process hears, whatever was told before.
+            both = [asyncio.ensure_future(anext(one)) for one in (follower, other)]
+            await asyncio.wait_for(asyncio.gather(*both), 30)
+            assert await _hearing(redis) == before + 1
+            waker.wake(run_id)
+            await asyncio.wait_for(asyncio.gather(anext(follower), anext(other)), 30)
+            await other.aclose()
+            assert await _hearing(redis) == before + 1
+        for _ in range(500):
+            if await _hearing(redis) == before:
+                break
+            await asyncio.sleep(0.01)
+        else:
+            raise AssertionError("nobody follows, and the process hears all the same")
+    await redis.aclose()
+
+
+async def _hearing(redis: Any) -> int:
+    """How many connections hear wake-ups."""
+    ((_, count),) = await redis.pubsub_numsub(CHANNEL)
+    return int(count)
+
+
 async def _id_of(waker: Waker) -> int:
     """The number under which Redis knows the line."""
     await waker._line.send_packed_command(waker._line.pack_commands([("CLIENT", "ID")]))
