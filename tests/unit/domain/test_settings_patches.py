@@ -33,6 +33,18 @@ def test_later_patches_win_over_earlier_ones_key_by_key() -> None:
     assert (config.roles["pm"].model, config.roles["pm"].temperature) == ("gpt-4o", 0.5)
 
 
+def test_a_patch_may_be_the_text_that_the_database_keeps() -> None:
+    patches: list[dict[str, Any]] = [
+        {"budget": {"usd": "5"}},
+        {"roles": {"pm": {"model": "gpt-4o"}}},
+        {"parallelism": 7},
+    ]
+    assert merge(*patches) == merge(json.dumps(patches[0]), json.dumps(patches[1], indent=1), patches[2])
+    assert refused(json.dumps({"budgets": {}}), {"parallelism": "many"}) == refused(
+        {"budgets": {}}, {"parallelism": "many"}
+    )
+
+
 def test_a_null_takes_a_field_a_section_or_a_map_entry_back_to_its_default() -> None:
     base = {
         "budget": {"usd": "5"},
