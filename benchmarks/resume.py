@@ -29,8 +29,8 @@ TOLD = "SELECT extract(epoch FROM min(occurred_at))::float8 FROM events WHERE ru
 BEGAN = "SELECT body::float8 FROM task_comments WHERE run_id = $1 AND node = 'node_3'"
 
 
-async def one_answer(database: Any, lines: Lines) -> tuple[float, float]:
-    """Milliseconds from sending the answer, and from its record, to the next node."""
+async def one_answer(database: Any, lines: Lines) -> tuple[float, float, float]:
+    """Milliseconds from sending the answer, from its record, and from the claim, to the next node."""
     settings: dict[str, Any] = {"graph": "asking", "sandbox": {"level": "unsafe"}, "people": {"may_ask": True}}
     settings["models"] = {"default": "scripted", "prices": {"scripted": {"input": 1, "output": 2}}}
     project = await database.fetchval(
@@ -48,11 +48,11 @@ async def one_answer(database: Any, lines: Lines) -> tuple[float, float]:
     await lines.ask("POST", f"/api/questions/{question}/answer", {"answer": "blue"})
     while (began := await database.fetchval(BEGAN, run)) is None:
         await asyncio.sleep(0.01)
-    answered = await database.fetchval(TOLD, run, "question.answered")
-    return (began - sent) * 1000, (began - answered) * 1000
+    answered, taken = [await database.fetchval(TOLD, run, kind) for kind in ("question.answered", "run.resumed")]
+    return (began - sent) * 1000, (began - answered) * 1000, (began - taken) * 1000
 
 
-async def company_side(up: place.Company, count: int) -> list[tuple[float, float]]:
+async def company_side(up: place.Company, count: int) -> list[tuple[float, float, float]]:
     database, lines = await asyncpg.connect(up.database_url), Lines(up.port, 2)
     found = [await one_answer(database, lines) for _ in range(count + 2)]
     lines.close()
@@ -78,7 +78,7 @@ def main() -> None:
     options = place.parser(__doc__, rounds=3)
     options.add_argument("--answers", type=int, default=10, help="each round")
     asked = options.parse_args()
-    ours: list[tuple[float, float]] = []
+    ours: list[tuple[float, float, float]] = []
     theirs: list[float] = []
     with place.servers() as servers, servers.database() as url, place.company(servers, url) as company:
         environment = environment_of_peer(PEER_REDIS_URL=servers.redis_url, PYTHONPATH=str(HERE))
@@ -89,13 +89,15 @@ def main() -> None:
                 ours += asyncio.run(company_side(company, asked.answers))
                 theirs += asyncio.run(celery_side(servers, asked.answers))
     middle = statistics.median
-    sent, answered, queue = middle(one for one, _ in ours), middle(one for _, one in ours), middle(theirs)
+    sent, answered, taken = (middle(times) for times in zip(*ours, strict=True))
+    queue = middle(theirs)
     told.tell(
         "From an answer to the next node",
         told.table(
             ("", "ms median"),
             [
                 ("answer recorded to next node begun", answered),
+                ("  of it from the claim of the run on", taken),
                 ("answer sent to next node begun", sent),
                 ("Celery: message sent to first line of the task", queue),
             ],
