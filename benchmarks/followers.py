@@ -12,6 +12,7 @@ import statistics
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -113,7 +114,7 @@ async def bench(
     for _ in range(rounds):
         run = await a_run(database)
         sides: list[tuple[str, int, str, Publish]] = [
-            ("the company", company.port, f"/api/runs/{run}/events", lambda number, run=run: insert(run, number)),
+            ("the company", company.port, f"/api/runs/{run}/events", partial(insert, run)),
             ("one Redis hub", hub, "/events", publish),
         ]
         for name, port, path, way in sides:

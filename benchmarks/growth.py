@@ -14,7 +14,9 @@ from typing import Any
 from uuid import UUID
 
 import asyncpg
+from pydantic import SecretStr
 
+from backend.adapters.db.direct import driver
 from backend.adapters.db.engine import Sessions, connect, sessions_of, transaction
 from backend.adapters.db.pool import open_pool
 from backend.cli.place import prepare
@@ -23,7 +25,7 @@ from backend.engine import claims
 from backend.engine.claiming import claim
 from backend.engine.prompts import Library
 from backend.engine.reaper import Reaper
-from backend.operations import pages, projects, runs
+from backend.operations import pages, projects, runs, starting
 from backend.settings import Settings
 from benchmarks.rig import place, told
 from benchmarks.rig.place import Servers
@@ -54,6 +56,9 @@ class Silent:
     def wake(self, run_id: UUID) -> None:
         return None
 
+    async def say(self, run_id: UUID, words: bytes) -> bool:
+        return False
+
 
 class Steps:
     """What is timed, each on its own."""
@@ -73,7 +78,7 @@ class Steps:
         claimed, held = await self._timed(lambda: self._claim(run_id))
         listed, _ = await self._timed(self._list)
         reaped, _ = await self._timed(self._reaper.reap)
-        end = {"code": "bench", "message": "Done.", "lease_seconds": 15.0}
+        end: dict[str, Any] = {"code": "bench", "message": "Done.", "lease_seconds": 15.0}
         await claims.end(self._sessions, self._bell, run_id, held.epoch, RunStatus.FAILED, **end)
         return {"start": started, "claim": claimed, "list": listed, "reaper": reaped}
 
@@ -83,9 +88,9 @@ class Steps:
             self._project = made.id
 
     async def _start(self) -> UUID:
-        async with transaction(self._sessions, self._bell) as session:
-            run = await runs.start(
-                session, self._project, patch={}, graph_version=lambda _: "1", faults=lambda *_: (), by="bench"
+        async with driver(self._sessions) as alone:
+            run = await starting.start(
+                alone, self._project, patch={}, graph_version=lambda _: "1", faults=lambda *_: (), by="bench"
             )
             return run.id
 
@@ -100,7 +105,7 @@ class Steps:
 
 async def fill(place: Servers, url: str, count: int) -> None:
     """Migrate a database and store so many runs in it."""
-    await prepare(Settings(home=place.home, database_url=url, redis_url=place.redis_url))  # type: ignore[arg-type]  # read as from the environment
+    await prepare(Settings(home=place.home, database_url=SecretStr(url), redis_url=SecretStr(place.redis_url)))
     database = await asyncpg.connect(url, command_timeout=1800)
     await database.execute(STORE, count)
     await database.execute("VACUUM ANALYZE")

@@ -103,7 +103,7 @@ def chain_runs(servers: Servers, children: int) -> dict[str, float]:
                 first, *rest = range(1, NODES + 1)
                 asks = celery_app.asks
                 chain(asks.s({}, first, run), *(asks.s(n, run) for n in rest)).apply_async()
-            while int(redis.get(celery_app.DONE) or 0) < runs:  # type: ignore[arg-type]  # redis ships odd types
+            while int(redis.get(celery_app.DONE) or 0) < runs:
                 time.sleep(0.1)
             seconds = time.perf_counter() - began
         return {"seconds": seconds, "mb": tree_mb(worker.process.pid)}

@@ -40,7 +40,7 @@ async def _said(context: RunContext, number: int) -> str:
     return (await seat.ask(request)).content
 
 
-def build() -> StateGraph[Any]:
+def build() -> StateGraph[Any, Any, Any, Any]:
     """A line of nodes."""
     graph = StateGraph(State, context_schema=RunContext)
     for number in range(1, NODES + 1):

@@ -37,7 +37,7 @@ def recorded(number: int, said: str) -> list[effect.Effect]:
     return effects
 
 
-def build() -> StateGraph[Any]:
+def build() -> StateGraph[Any, Any, Any, Any]:
     """A line of nodes."""
     graph = StateGraph(State)
     for number in range(1, NODES + 1):
