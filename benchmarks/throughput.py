@@ -17,7 +17,7 @@ from typing import Any
 
 from benchmarks.peers.contender import Company, Contender
 from benchmarks.peers.environments import Missing
-from benchmarks.peers.others import Aegra, CeleryChain, Dbos, LangGraphDev, Prefect
+from benchmarks.peers.others import Aegra, BareCeleryChain, CeleryChain, Dbos, LangGraphDev, Prefect
 from benchmarks.rig import place, told
 from benchmarks.rig.place import Servers
 from benchmarks.rig.work import load, processor_seconds
@@ -28,11 +28,12 @@ MAKERS: dict[str, Callable[[], Any]] = {
     "dbos": lambda: Dbos("started by the request"),
     "dbos-queue": lambda: Dbos("queue"),
     "celery": CeleryChain,
+    "celery-bare": BareCeleryChain,
     "aegra": Aegra,
     "langgraph-dev": LangGraphDev,
     "prefect": Prefect,
 }
-PROMISED = {"dbos": ">= 3", "dbos-queue": ">= 3", "celery": ">= 2", "aegra": ">= 6"}
+PROMISED = {"dbos": ">= 3", "dbos-queue": ">= 3", "celery": ">= 2", "celery-bare": ">= 2", "aegra": ">= 6"}
 ROUND_SECONDS = 300.0
 LOOK_SECONDS = 0.002
 

@@ -181,6 +181,11 @@ class Start:
     bell: Bell
     command: Command | None = None
 
+    @property
+    def key(self) -> str | None:
+        """The request's `Idempotency-Key`, which the run keeps."""
+        return self.command.key if self.command is not None else None
+
     async def answer(self, run: Started) -> Response:
         """Have the workers told, and answer; with a key both wait for the commit."""
         headers = {"Location": f"/api/runs/{run.id}", "ETag": f'"{run.version}"'}

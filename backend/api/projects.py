@@ -174,5 +174,6 @@ async def start_run(project_id: UUID, body: RunStart, asked: Starting, here: Her
             faults=here.faults,
             by=asked.by,
             correlation_id=asked.request_id,
+            idempotency_key=asked.key,
         )
     return await asked.answer(run)

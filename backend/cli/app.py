@@ -107,6 +107,9 @@ def run_brief(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="A setting, such as parallelism=3; may be repeated"),
     ] = None,
+    key: Annotated[
+        str | None, typer.Option(help="The same key gives the same run again: for jobs that are repeated")
+    ] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Follow the run to its end")] = False,
     as_json: Json = False,
 ) -> None:
@@ -115,10 +118,11 @@ def run_brief(
     With --wait the exit code tells the end: 0 completed, 3 stopped by budget, 4 by security, 5 failed, 6 stopped by a
     person, 7 waits for an answer.
     """
+    from backend.cli.start import Asked, title_of
     from backend.cli.start import run_brief as work
 
-    patch = given.patch_of(settings or [], budget_usd, budget_tokens)
-    raise typer.Exit(work(given.brief_of(brief), template, name, patch, wait=wait, as_json=as_json))
+    patch, said = given.patch_of(settings or [], budget_usd, budget_tokens), given.brief_of(brief)
+    raise typer.Exit(work(Asked(said, template, name or title_of(said), patch, key), wait=wait, as_json=as_json))
 
 
 @app.command("runs")

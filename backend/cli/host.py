@@ -45,7 +45,7 @@ def demo() -> int:
     console.print(Text("The showcase: a written script plays the models; everything else is real.", style="bold"))
 
     async def work(company: Company) -> int:
-        run = await start.begin(company, brief, SHOWCASE, start.title_of(brief), {})
+        run = await start.begin(company, start.Asked(brief, SHOWCASE, start.title_of(brief)))
         code = await follow.to_the_end(company, run.id)
         facts = await start.summary(company, run.id)
         start.tell(console, facts)

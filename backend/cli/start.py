@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -22,17 +23,30 @@ from backend.domain.run import RunStatus
 from backend.engine import health
 from backend.engine.embedded import attach, is_up
 from backend.errors import Unavailable
-from backend.operations import projects, reports, repositories, runs, starting
+from backend.operations import idempotency, projects, reports, repositories, runs, starting
 from backend.settings import Settings
 
 
-def run_brief(brief: str, template: str, name: str | None, patch: Patch, *, wait: bool, as_json: bool) -> int:
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a run is asked for with. The same key gives the same run again."""
+
+    brief: str
+    template: str
+    name: str
+    patch: Patch = field(default_factory=dict)
+    key: str | None = None
+
+
+def run_brief(asked: Asked, *, wait: bool, as_json: bool) -> int:
     """Start a run; with `wait`, follow it to its end and return the exit code that tells how it ended."""
     settings = Settings()
-    projects.check_brief(brief)
+    projects.check_brief(asked.brief)
+    if asked.key is not None:
+        idempotency.check(asked.key)
 
     async def work(company: Company) -> int:
-        return await _run(company, brief, template, name or title_of(brief), patch, wait=wait, as_json=as_json)
+        return await _run(company, asked, wait=wait, as_json=as_json)
 
     if attach(settings) is not None:
         with follow.left_alone(settings):
@@ -49,10 +63,15 @@ def title_of(brief: str) -> str:
     return line if len(line) <= 80 else line[:79].rsplit(" ", 1)[0] + "…"
 
 
-async def begin(company: Company, brief: str, template: str, name: str, patch: Patch) -> ProjectRun:
-    """Make the project and its first run in one transaction."""
+async def begin(company: Company, asked: Asked) -> ProjectRun:
+    """Make the project and its first run in one transaction; a key that has started a run gives that one."""
+    brief, template, patch = asked.brief, asked.template, asked.patch
     async with transaction(company.sessions, company.bell) as session:
-        project = await projects.create(session, name=name, brief=brief, template_slug=template, by=person())
+        if asked.key is not None:
+            again = await starting.under_key(session, asked.key, brief=brief, template_slug=template, patch=patch)
+            if again is not None:
+                return again
+        project = await projects.create(session, name=asked.name, brief=brief, template_slug=template, by=person())
         started = await starting.start(
             await driver_of(session),
             project.id,
@@ -60,22 +79,22 @@ async def begin(company: Company, brief: str, template: str, name: str, patch: P
             graph_version=company.graphs.newest,
             faults=company.faults,
             by=person(),
+            idempotency_key=asked.key,
         )
         ring_after_commit(session, started.id)
         return await runs.get(session, started.id)
 
 
-async def _run(
-    company: Company, brief: str, template: str, name: str, patch: Patch, *, wait: bool, as_json: bool
-) -> int:
-    run = await begin(company, brief, template, name, patch)
+async def _run(company: Company, asked: Asked, *, wait: bool, as_json: bool) -> int:
+    run = await begin(company, asked)
     await _say_who_is_missing(company)
     console = screen()
     if not wait:
         if as_json:
             print(json.dumps({"run_id": str(run.id), "project_id": str(run.project_id), "status": run.status}))  # noqa: T201 - the output that was asked for
         else:
-            console.print(Text(f"Run {run.number} of {name} is queued: {run.id}\n  {typed(Settings())} watch {run.id}"))
+            said = f"Run {run.number} of {asked.name} is {run.status.lower()}: {run.id}"
+            console.print(Text(f"{said}\n  {typed(Settings())} watch {run.id}"))
         return 0
     code = await follow.to_the_end(company, run.id, as_json=as_json)
     facts = await summary(company, run.id)

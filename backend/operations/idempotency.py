@@ -2,7 +2,7 @@
 
 The key's row commits in the transaction of the work, so there is an answer if and only if the work was done. A second
 request waits at the unique index until the first has committed (then it gets the answer) or failed (then it does the
-work). Keys are forgotten after a day.
+work). Keys are forgotten after a day; a run keeps the key that it was started with.
 """
 
 from __future__ import annotations
@@ -31,14 +31,19 @@ class Answer:
     body: bytes
 
 
+def check(key: str) -> None:
+    """Raise `Invalid` for a key that is no key."""
+    if not 1 <= len(key) <= MAX_KEY or not key.isprintable() or not key.isascii():
+        right = f"1 to {MAX_KEY} printable ASCII characters"
+        raise Invalid(f"An idempotency key has {right}.", faults=[Fault("/header/Idempotency-Key", right)])
+
+
 async def claim(session: AsyncSession, tenant_id: UUID, key: str, request_hash: str) -> Answer | None:
     """Take the key for this transaction, or return the answer that it already has.
 
     Raises `Conflict` when the key was used with another request, `Invalid` for a key that is no key.
     """
-    if not 1 <= len(key) <= MAX_KEY or not key.isprintable() or not key.isascii():
-        right = f"1 to {MAX_KEY} printable ASCII characters"
-        raise Invalid(f"An Idempotency-Key has {right}.", faults=[Fault("/header/Idempotency-Key", right)])
+    check(key)
     await _forget(session, tenant_id, key)
     taken = await session.scalar(
         insert(IdempotencyKey)

@@ -15,14 +15,15 @@ from uuid import UUID
 
 from sqlalchemy import Text, Uuid, bindparam, cast, func, insert, literal_column, select, update
 from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from backend.adapters.db.direct import Direct
 from backend.adapters.db.tables import Project, ProjectRun, ProjectTemplate, Table
 from backend.domain.config import Patch, RunConfig
 from backend.domain.ids import DEFAULT_TENANT
-from backend.domain.patch import merge
+from backend.domain.patch import merge, snapshot
 from backend.errors import Conflict, Fault, Invalid, NotFound
-from backend.operations import events, runs
+from backend.operations import events, projects, runs
 
 CREATED = "run.created"
 _TENANT = bindparam("tenant", type_=Uuid())
@@ -198,3 +199,30 @@ async def _started_with(driver: Any, project: Mapping[str, Any], key: str) -> St
     if project_id != project["id"]:
         raise Conflict(f"The key {key} has already started a run of another project.", code="idempotency_conflict")
     return Started(*started)
+
+
+async def under_key(
+    session: AsyncSession, key: str, *, brief: str, template_slug: str, patch: Patch, tenant_id: UUID = DEFAULT_TENANT
+) -> ProjectRun | None:
+    """The run that was started with this key, None if there is none yet.
+
+    Who asks with a key keeps others that ask with it waiting until its transaction ends. Raises `Conflict` when the run
+    was started with another brief or template, or with other settings than `patch` names.
+    """
+    await session.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(f"run {tenant_id} {key}", 0))))
+    asked = (ProjectRun.tenant_id == tenant_id) & (ProjectRun.idempotency_key == key)
+    run = await session.scalar(select(ProjectRun).where(asked))
+    if run is None:
+        return None
+    kept = run.config_snapshot
+    differs = {
+        "brief": run.brief != projects.check_brief(brief),
+        "template": run.template_slug != template_slug,
+        "settings": snapshot(merge(kept, patch)) != snapshot(merge(kept)),
+    }
+    if found := [name for name, other in differs.items() if other]:
+        raise Conflict(
+            f"The key {key} has started run {run.id} with other {' and '.join(found)}; take a new key for a new run.",
+            code="idempotency_conflict",
+        )
+    return run

@@ -1,4 +1,7 @@
-"""A bare Celery chain: seven tasks that hand the state on, in prefork children, acknowledged when they are done."""
+"""A Celery chain: seven tasks that hand the state on, in prefork children, acknowledged when they are done.
+
+Results are kept where PEER_RESULTS says, as whoever asks later needs them to be; a bare chain keeps none.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +17,12 @@ import redis
 import work
 from celery import Celery
 
-app = Celery("bench", broker=os.environ.get("PEER_REDIS_URL"), set_as_current=False)
+RESULTS = os.environ.get("PEER_RESULTS")
+app = Celery("bench", broker=os.environ.get("PEER_REDIS_URL"), backend=RESULTS, set_as_current=False)
 app.conf.update(
     task_default_queue="bench.chain",
     task_serializer="json",
-    task_ignore_result=True,
+    task_ignore_result=RESULTS is None,
     task_acks_late=True,
     worker_hijack_root_logger=False,
 )
@@ -42,12 +46,13 @@ def node(state: dict[str, Any], number: int, run: int) -> dict[str, Any]:
     return state
 
 
-def begin(run: int) -> None:
-    """Send the chain."""
+def begin(run: int) -> str:
+    """Send the chain; returns the identity of its last task."""
     from celery import chain
 
     first, *rest = range(1, work.NODES + 1)
-    chain(node.s({}, first, run), *(node.s(number, run) for number in rest)).apply_async()
+    sent = chain(node.s({}, first, run), *(node.s(number, run) for number in rest)).apply_async()
+    return str(sent.id)
 
 
 def waits(state: dict[str, Any], number: int, run: int) -> dict[str, Any]:

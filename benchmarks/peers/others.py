@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from redis.asyncio import Redis
 from backend.adapters.db.engine import asyncpg_url
 from backend.engine.embedded.database import free_port
 from backend.engine.embedded.processes import Child
-from benchmarks.peers import environments
+from benchmarks.peers import celery_app, environments
 from benchmarks.peers.contender import CONNECTIONS
 from benchmarks.rig.place import Servers, environment_of_peer, process, wait_for
 from benchmarks.rig.wire import Lines
@@ -203,51 +204,80 @@ class LangGraphDev(Peer):
         return self._taken - count["busy"]
 
 
-class CeleryChain:
-    """A chain in prefork children, sent straight to the broker: no api, no state that anybody can look at."""
+class BareCeleryChain:
+    """A chain in prefork children and nothing else: whoever measures sends it, and what that costs is in no figure."""
 
     keeps = "the message of the task that runs, in Redis; nothing of what is done"
     share = 1.0
+    way = "without api and results"
 
     def __init__(self, children: int = 2) -> None:
         from celery import __version__
 
         self._count = children
-        self.name = f"Celery {__version__} chain, {children} children"
+        self.name = f"Celery {__version__} chain {self.way}"
 
     @contextmanager
     def running(self, servers: Servers) -> Iterator[None]:
-        self.environment = environment_of_peer(PEER_REDIS_URL=servers.redis_url, PYTHONPATH=str(HERE))
-        argv = [sys.executable, "-m", "celery", "-A", "celery_app", "worker", "-c", str(self._count)]
-        argv += ["-l", "WARNING", "--without-gossip", "--without-mingle", "-Q", "bench.chain"]
-        with process("celery", argv, self.environment, servers.logs, cwd=HERE) as self._child:
+        with ExitStack() as held:
             self._redis_url = servers.redis_url
+            self._children = []
+            self.start(held, servers, environment_of_peer(PEER_REDIS_URL=servers.redis_url, PYTHONPATH=str(HERE)))
             yield
 
+    def start(self, held: ExitStack, servers: Servers, environment: dict[str, str]) -> None:
+        argv = ["-m", "celery", "-A", "celery_app", "worker", "-c", str(self._count), "-l", "WARNING"]
+        argv += ["--without-gossip", "--without-mingle", "-Q", "bench.chain"]
+        self.child(held, servers, "celery", argv, environment)
+
+    def child(
+        self, held: ExitStack, servers: Servers, name: str, argv: list[str], environment: dict[str, str]
+    ) -> Child:
+        made = process(name, [sys.executable, *argv], environment, servers.logs, cwd=HERE)
+        self._children.append(held.enter_context(made))
+        return self._children[-1]
+
     def pids(self) -> list[int]:
-        return [self._child.process.pid]
+        return [child.process.pid for child in self._children]
 
     async def open(self) -> None:
-        import os
-
-        os.environ["PEER_REDIS_URL"] = self._redis_url
-        sys.path.insert(0, str(HERE))
-        import celery_app
-
-        self._begin = celery_app.begin
-        celery_app.app.conf.broker_url = self._redis_url
+        # Read when a process first sends: this one never hears of the broker otherwise.
+        os.environ["PEER_REDIS_URL"] = celery_app.app.conf.broker_url = self._redis_url
         self._redis: Any = Redis.from_url(self._redis_url)
         await self._redis.delete(celery_app.DONE)
-        self._done = celery_app.DONE
 
     async def prepare(self, count: int) -> list[Any]:
         return [None] * count
 
     async def submit(self, identity: Any, number: int) -> None:
-        await asyncio.to_thread(self._begin, number)
+        await asyncio.to_thread(celery_app.begin, number)
 
     async def ended(self) -> int:
-        return int(await self._redis.get(self._done) or 0)
+        return int(await self._redis.get(celery_app.DONE) or 0)
 
     async def close(self) -> None:
         await self._redis.aclose()
+
+
+class CeleryChain(BareCeleryChain):
+    """The same over HTTP, as all the others are asked: an api sends it, and can say later how far it is."""
+
+    keeps = "the message of the task that runs, and the results of those that are done, in Redis"
+    way = "behind FastAPI"
+
+    def start(self, held: ExitStack, servers: Servers, environment: dict[str, str]) -> None:
+        self._port = free_port()
+        environment |= {"PEER_RESULTS": servers.redis_url, "PEER_PORT": str(self._port)}
+        super().start(held, servers, environment)
+        wait_for(self._port, "/healthz", self.child(held, servers, "celery-api", ["celery_api.py"], environment))
+
+    async def open(self) -> None:
+        await super().open()
+        self._lines = Lines(self._port, CONNECTIONS)
+
+    async def submit(self, identity: Any, number: int) -> None:
+        await self._lines.ask("POST", f"/runs/{number}")
+
+    async def close(self) -> None:
+        self._lines.close()
+        await super().close()

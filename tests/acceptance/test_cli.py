@@ -160,6 +160,7 @@ def test_every_end_has_an_exit_code_of_its_own() -> None:
         (["run", "A thing", "--set", "parallelism"], 2, "KEY=VALUE"),
         (["run", "A thing", "--budget-usd", "nan"], 2, "above 0"),
         (["run", "A thing", "--budget-usd", "0"], 2, "above 0"),
+        (["run", "A thing", "--wait", "--key", ""], 2, "printable"),
         (["runs"], 1, "company up"),
         (["show", "last"], 1, "company up"),
         (["why", "README.md"], 2, "FILE:LINE"),
@@ -307,6 +308,31 @@ def test_who_stops_watching_leaves_the_run_as_it_is_and_hears_how_to_come_back(u
     assert json.loads(up.shell.run("show", "--json").stdout)["status"] in {"QUEUED", "RUNNING"}
     assert up.shell.run("stop").returncode == 0
     assert up.shell.run("watch").returncode == 6
+
+
+def test_a_job_that_is_repeated_goes_on_with_the_run_that_it_started(up: Up) -> None:
+    before, asked = len(json.loads(up.shell.run("runs", "--json").stdout)), len(up.endpoint.requests)
+    options = up.settings()
+    job = ("run", "Build it.", "--key", "job-41", "--wait", "--json", *options)
+    killed = up.shell.start(*job)
+    assert killed.stdout is not None
+    run_id = json.loads(killed.stdout.readline())["run_id"]
+    killed.kill()
+    assert (killed.wait(timeout=60), killed.stdout.close()) == (-signal.SIGKILL, None)
+    at_once = [up.shell.start(*job) for _ in range(3)]
+    said = [json.loads(one.communicate(timeout=90)[0].splitlines()[-1]) for one in at_once]
+    assert {(one["run_id"], one["status"]) for one in said} == {(run_id, "COMPLETED")}
+    assert len(json.loads(up.shell.run("runs", "--json").stdout)) == before + 1
+    assert len(up.endpoint.requests) == asked + 16, "what was paid for is not asked again"
+    told = up.shell.run("run", "Build it.", "--key", "job-41", *options)
+    assert (told.returncode, f"is completed: {run_id}" in told.stdout) == (0, True), told
+    for other, differs in (
+        (("run", "Build another.", *options), "brief"),
+        (("run", "Build it.", *options, "--budget-usd", "1"), "settings"),
+        (("run", "Build it."), "template"),
+    ):
+        refused = up.shell.run(*other, "--key", "job-41")
+        assert (refused.returncode, f"with other {differs}" in refused.stderr) == (1, True), refused
 
 
 def test_a_demo_in_a_company_that_is_up_points_to_its_port_however_it_ends(up: Up) -> None:

@@ -22,6 +22,8 @@ from tests.openai_server import Reply
 
 HELD = 6
 """The request that is answered only when the worker that sent it is long dead."""
+PATIENCE = 180.0
+"""Seconds that a process may take to come up and work, on a machine that does ten other things."""
 PAID = (
     "SELECT id FROM model_calls c WHERE status = 'done' AND NOT EXISTS (SELECT FROM model_calls d WHERE d.id <> c.id"
     " AND (d.run_id, d.node, d.visit, d.ordinal) = (c.run_id, c.node, c.visit, c.ordinal) AND d.attempt > c.attempt)"
@@ -53,7 +55,7 @@ class Office(Crew):
             command = [sys.executable, "-m", "backend.cli.server"]
             environment = self.environment | {"COMPANY_PORT": str(port)}
             self.workers.append(subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log))
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(PATIENCE):
             while not await asyncio.to_thread(_answers, f"{self.api}/readyz"):
                 await asyncio.sleep(0.1)
 
@@ -102,7 +104,7 @@ async def test_a_run_whose_worker_was_killed_is_stopped_and_retried_and_pays_not
 ) -> None:
     run_id = await office.run()
     worker = office.start()
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE):
         while sum(office.asked.values()) < HELD:
             await asyncio.sleep(0.02)
     worker.kill()

@@ -7,10 +7,10 @@ from typing import Any
 
 import httpx
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import delete, func, select
 
 from backend.adapters.db.engine import Sessions
-from backend.adapters.db.tables import Project, ProjectRun
+from backend.adapters.db.tables import IdempotencyKey, Project, ProjectRun
 from tests.integration.api.conftest import Post, Quiet
 
 
@@ -166,6 +166,19 @@ async def test_starting_a_run_rings_once_after_the_commit(
     assert len(bell.rung) == 1
     async with sessions() as session:
         assert await session.scalar(select(func.count()).select_from(ProjectRun)) == 1
+
+
+async def test_a_run_keeps_the_key_of_its_start_when_the_answer_is_forgotten(
+    client: httpx.AsyncClient, new_project: Post, sessions: Sessions
+) -> None:
+    path, headers = f"/api/projects/{(await new_project())['id']}/runs", {"Idempotency-Key": "build-41"}
+    first = await client.post(path, json={}, headers=headers)
+    async with sessions() as session, session.begin():
+        await session.execute(delete(IdempotencyKey))
+    again = await client.post(path, json={}, headers=headers)
+    assert (again.status_code, again.json()["id"]) == (201, first.json()["id"])
+    async with sessions() as session:
+        assert [*await session.scalars(select(ProjectRun.idempotency_key))] == ["build-41"]
 
 
 async def test_deleting_a_project_removes_its_files(client: httpx.AsyncClient, new_run: Post, settings: Any) -> None:
