@@ -97,6 +97,28 @@ async def test_a_run_whose_row_is_held_waits_by_itself(runs: Runs) -> None:
     assert await runs.rows("SELECT DISTINCT status FROM project_runs") == [("COMPLETED",)]
 
 
+async def test_a_statement_that_waits_for_a_lock_of_somebody_keeps_no_other_run_waiting(runs: Runs) -> None:
+    group = GroupCommit(runs.pool)
+    held, *others = [await runs.leased() for _ in range(MANY)]
+    of_project = "FROM projects p JOIN project_runs r ON r.project_id = p.id WHERE r.id = $1 FOR UPDATE OF p"
+    async with runs.pool.acquire() as connection, connection.transaction():
+
+        async def lock(state: Any) -> Any:
+            # The first commits are over: what this node commits goes the shared way.
+            await connection.execute(f"SELECT 1 {of_project}", held.run_id)
+            return decide(state)
+
+        waits = asyncio.create_task(runs.drive(held, build(decide=lock), group=group))
+        await waits_for_a_lock(runs)
+        waiting = "(SELECT pid FROM pg_locks WHERE NOT granted)"
+        stuck = f"SELECT pid, query_start FROM pg_stat_activity WHERE pid IN {waiting}"
+        first = await runs.rows(stuck)
+        await asyncio.gather(*(runs.drive(fence, build(), group=group) for fence in others))
+        assert (await runs.rows(stuck), waits.done()) == (first, False), "they waited until it was given up"
+    await waits
+    assert await runs.rows("SELECT DISTINCT status FROM project_runs") == [("COMPLETED",)]
+
+
 async def test_a_commit_that_is_cancelled_before_it_was_sent_writes_nothing(runs: Runs) -> None:
     group = GroupCommit(runs.pool, flights=1)
     first, second = await runs.leased(), await runs.leased()

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,8 +21,10 @@ from backend.adapters.db.commit import Next, save_next
 
 _log = logging.getLogger(__name__)
 _REST_SECONDS = 0.05
-_MOST = 24
+_MOST = 48
 """Checkpoints in one statement: none waits long for others' rows, and while some runs commit, the others compute."""
+_SLOW_SECONDS = 0.1
+"""A statement that takes longer waits for something, such as a lock that somebody holds: others go beside it."""
 
 
 @dataclass(eq=False, slots=True)
@@ -43,10 +46,11 @@ class Queued:
 
 @dataclass(eq=False)
 class GroupCommit:
-    """The commits of all runs that share a pool, on at most `flights` connections at once."""
+    """The commits of all runs that share a pool: one statement at a time, up to `flights` where some are slow."""
 
     pool: Any
     flights: int = 2
+    _slow: int = 0
     _queue: deque[Queued] = field(default_factory=deque)
     _flying: set[asyncio.Task[None]] = field(default_factory=set)
     _resting: list[asyncio.Future[bool]] = field(default_factory=list)
@@ -90,7 +94,7 @@ class GroupCommit:
         while self._resting:
             if _settle(self._resting.pop(), True):
                 return
-        if len(self._flying) < self.flights:
+        if len(self._flying) < min(self.flights, 1 + self._slow):
             flight = asyncio.ensure_future(self._fly())
             self._flying.add(flight)
             flight.add_done_callback(self._landed)
@@ -110,6 +114,8 @@ class GroupCommit:
             while True:
                 if self._queue:
                     await self._send(connection)
+                    if len(self._flying) > 1 + self._slow:
+                        return
                 elif not await self._rest():
                     return
 
@@ -130,7 +136,8 @@ class GroupCommit:
         written: frozenset[int] = frozenset()
         try:
             text, args = save_next([queued.checkpoints for queued in batch], instance=batch[0].instance)
-            written = frozenset(row["n"] for row in await connection.fetch(text, *args))
+            with self._watched():
+                written = frozenset(row["n"] for row in await connection.fetch(text, *args))
         except (asyncpg.PostgresError, *LOST_CONNECTION) as error:
             # One of them is refused, or the connection is gone: each finds out by itself.
             _log.info("A shared commit of %s runs failed, each goes by itself: %s", len(batch), error)
@@ -138,6 +145,24 @@ class GroupCommit:
                 raise
         finally:
             _land(batch, written)
+
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        """Let another statement leave when this one is slow."""
+        slow = False
+
+        def late() -> None:
+            nonlocal slow
+            slow = True
+            self._slow += 1
+            self._set_off()
+
+        timer = asyncio.get_running_loop().call_later(_SLOW_SECONDS, late)
+        try:
+            yield
+        finally:
+            timer.cancel()
+            self._slow -= slow
 
     def _take(self) -> list[Queued]:
         """The first commits of the queue that end alike, in order."""
