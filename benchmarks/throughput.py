@@ -1,8 +1,8 @@
 """Runs per second from submitting to done, 200 at once through the API, and the latency of one: engines side by side.
 
 Seven nodes without work of their own, 20 kB of state at the end. Each engine is started anew in each round, over the
-same Postgres and broker, warmed, measured and stopped, in turns. Peers are installed from locks into environments of
-their own (`requirements/peers`); one that cannot run here is listed with the reason.
+same Postgres and broker, warmed by as many runs, measured and stopped, in turns. Peers are installed from locks into
+environments of their own (`requirements/peers`); one that cannot run here is listed with the reason.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ async def measure(contender: Contender, servers: Servers, found: Found, many: in
     try:
         roots = [*contender.pids(), *servers.pids]
         done, rate, cost = await contender.ended(), 0.0, 0.0
-        for count in (max(2, many // 4), many):
+        for count in (many, many):
             identities = await contender.prepare(count)
             done = await contender.ended()
             began, used = time.perf_counter(), processor_seconds(roots)
@@ -128,6 +128,8 @@ def _tell(contenders: dict[str, Any], found: dict[str, Found], absent: dict[str,
             told.Ratio(f"latency / {one.name}", middle(ours.latencies) / middle(theirs.latencies), "<= 1"),
             told.Ratio(f"processor time / {one.name}", middle(ours.processor) / middle(theirs.processor)),
         ]
+        if name.startswith("celery") and (two := found.get("company-2")) and two.rates:
+            ratios.append(told.Ratio(f"runs/s, 2 workers / {one.name}", middle(two.rates) / middle(theirs.rates)))
     keeps = [f"{one.name}: {one.keeps}." for one in contenders.values()]
     told.tell(
         "Runs through the API, submit to done",

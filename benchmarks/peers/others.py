@@ -209,13 +209,13 @@ class BareCeleryChain:
 
     keeps = "the message of the task that runs, in Redis; nothing of what is done"
     share = 1.0
-    way = "without api and results"
+    way = ", bare"
 
     def __init__(self, children: int = 2) -> None:
         from celery import __version__
 
         self._count = children
-        self.name = f"Celery {__version__} chain {self.way}"
+        self.name = f"Celery {__version__} chain{self.way}"
 
     @contextmanager
     def running(self, servers: Servers) -> Iterator[None]:
@@ -263,7 +263,7 @@ class CeleryChain(BareCeleryChain):
     """The same over HTTP, as all the others are asked: an api sends it, and can say later how far it is."""
 
     keeps = "the message of the task that runs, and the results of those that are done, in Redis"
-    way = "behind FastAPI"
+    way = " behind FastAPI"
 
     def start(self, held: ExitStack, servers: Servers, environment: dict[str, str]) -> None:
         self._port = free_port()
