@@ -51,6 +51,7 @@ class GroupCommit:
     pool: Any
     flights: int = 2
     _slow: int = 0
+    """Statements on their way that are slow."""
     _queue: deque[Queued] = field(default_factory=deque)
     _flying: set[asyncio.Task[None]] = field(default_factory=set)
     _resting: list[asyncio.Future[bool]] = field(default_factory=list)
