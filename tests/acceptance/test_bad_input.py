@@ -214,7 +214,7 @@ async def test_a_model_that_never_comes_to_an_end_is_given_up_and_a_retry_goes_o
     run_id = await firm.begin(
         models={
             "provider": "loopback", "default": "scripted", "prices": {"scripted": {"input": 1, "output": 2}},
-            "providers": {"loopback": {"base_url": firm.server.base_url, "timeout_seconds": 1, "retries": 0}},
+            "providers": {"loopback": {"base_url": firm.server.base_url, "timeout_seconds": 10, "retries": 0}},
         }
     )  # fmt: skip
     firm.start()
