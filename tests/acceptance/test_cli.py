@@ -228,7 +228,7 @@ def test_json_output_of_a_run_is_json_alone(up: Up) -> None:
 
 def test_the_figures_of_the_worker_reach_the_api(up: Up) -> None:
     up.shell.run("run", "Build it.", "--wait", *up.settings())
-    until = time.monotonic() + 30
+    until = time.monotonic() + 90
     found: set[str] = set()
     wanted = {"company_model_tokens_total", "company_node_seconds_count", "company_queue_age_seconds"}
     while not wanted <= found and time.monotonic() < until:
@@ -349,7 +349,7 @@ def test_a_demo_in_a_company_that_is_up_points_to_its_port_however_it_ends(up: U
 
 
 def _until(up: Up, run_id: str, status: str) -> None:
-    until = time.monotonic() + 30
+    until = time.monotonic() + 90
     while (seen := up.get(f"/api/runs/{run_id}")["status"]) != status:
         assert time.monotonic() < until, seen
         time.sleep(0.1)

@@ -127,7 +127,7 @@ class Crew:
         if self._connection is not None:
             self._connection.terminate()
 
-    async def ended(self, *runs: UUID, seconds: float = 60) -> None:
+    async def ended(self, *runs: UUID, seconds: float = 120) -> None:
         """Wait until the runs have ended."""
         async with asyncio.timeout(seconds):
             while await self.query("SELECT id FROM project_runs WHERE id = ANY ($1) AND ended_at IS NULL", list(runs)):
