@@ -94,7 +94,7 @@ async def test_retry_after_is_read_in_seconds_milliseconds_and_as_a_date(caller:
     with OpenAIServer(replies) as server:
         waits = [(await caller.failure(caller.config(server))).retry_after for _ in replies]
     assert waits[:2] == [7.0, 1.5]
-    assert waits[2] == pytest.approx(60, abs=5)
+    assert waits[2] == pytest.approx(60, abs=30)
     assert waits[3:] == [0.0, None, None, None]
 
 
