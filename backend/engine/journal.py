@@ -388,6 +388,15 @@ class Journal:
         return Speech(books.say, {"run_id": str(books.lease.fence.run_id), **told})
 
     async def _book(self, attempt: Attempt, call: UUID, outcome: Outcome, exchange: Exchange | None) -> None:
+        """Book what became of a call. Cut meanwhile, it first gets to its end: a reply that came is paid for."""
+        booking = asyncio.ensure_future(self._settle(attempt, call, outcome, exchange))
+        try:
+            await asyncio.shield(booking)
+        except asyncio.CancelledError:
+            await booking
+            raise
+
+    async def _settle(self, attempt: Attempt, call: UUID, outcome: Outcome, exchange: Exchange | None) -> None:
         books = self._books
         statement = calls.settle(
             books.lease.fence,

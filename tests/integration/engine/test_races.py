@@ -351,6 +351,47 @@ async def test_a_call_that_is_cut_while_it_is_reserved_is_not_sent_and_holds_not
     assert await company.pool.fetch("SELECT * FROM v_ledger_check") == []
 
 
+class SlowPool:
+    """A pool whose statements for one row each wait until they are let through."""
+
+    def __init__(self, pool: Any, statements: int) -> None:
+        self._pool, self.reached = pool, 0
+        self.gates = [asyncio.Event() for _ in range(statements)]
+
+    async def fetchrow(self, *asked: Any) -> Any:
+        self.reached += 1
+        if self.reached <= len(self.gates):
+            await self.gates[self.reached - 1].wait()
+        return await self._pool.fetchrow(*asked)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._pool, name)
+
+
+@pytest.mark.parametrize("outcome", ["done", "released"])
+async def test_a_call_that_is_cut_while_it_is_booked_is_booked(company: Company, outcome: str) -> None:
+    run_id = await company.run()
+    books = await _books(company, run_id)
+    pool = books.pool = SlowPool(company.pool, 2)
+    asking = asyncio.create_task(_ask(books, 1))
+    await company.until(lambda: pool.reached == 1)
+    if outcome == "released":
+        asking.cancel()
+        await asyncio.wait([asking])
+    pool.gates[0].set()
+    await company.until(lambda: pool.reached == 2)
+    cutting = asyncio.create_task(books.cut_calls())
+    asking.cancel()
+    await asyncio.wait([cutting], timeout=0.1)
+    pool.gates[1].set()
+    await asyncio.gather(cutting, asking, return_exceptions=True)
+    assert [row[0] for row in await company.pool.fetch("SELECT status FROM model_calls")] == [outcome]
+    assert (await company.row(run_id))["reserved_tokens"] == 0
+    assert await company.pool.fetch("SELECT * FROM v_ledger_check") == []
+    await _ask(books, 1)
+    assert len(company.transport.calls) == 1, "what was paid for is not asked again"
+
+
 async def test_a_claim_that_had_to_wait_for_an_answer_knows_it(company: Company) -> None:
     run_id = await company.run("a question")
     await company.executor.execute(run_id)
