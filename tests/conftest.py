@@ -22,6 +22,7 @@ import pytest
 import redis
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
+from backend.adapters.db import engine as engines
 from backend.adapters.db import migrate
 from backend.adapters.db.engine import Sessions, asyncpg_url, connect, sessions_of
 from backend.adapters.db.tables import Project, ProjectRun
@@ -29,6 +30,7 @@ from backend.domain.config import RunConfig
 from backend.engine.embedded import Stack
 from backend.settings import Settings
 from tests.acceptance.faults.table import pytest_terminal_summary
+from tests.patience import PATIENCE
 
 __all__ = ["pytest_terminal_summary"]
 
@@ -148,9 +150,11 @@ async def database_url(servers: Servers, migrated_template: str) -> AsyncIterato
 
 
 @pytest.fixture
-async def engine(database_url: str) -> AsyncIterator[AsyncEngine]:
-    """An engine over this test's own database."""
-    engine = connect(database_url)
+async def engine(database_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[AsyncEngine]:
+    """An engine over this test's own database; it is patient with a server that shares the machine with all tests."""
+    with monkeypatch.context() as patience:
+        patience.setattr(engines, "CONNECT", PATIENCE)
+        engine = connect(database_url, answer=PATIENCE)
     yield engine
     await engine.dispose()
 

@@ -18,6 +18,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tests.patience import PATIENCE
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -43,7 +45,6 @@ class Desk:
         environment: Mapping[str, str],
         cwd: Path,
         stdin: bytes | None = None,
-        seconds: float = 90,
     ) -> subprocess.CompletedProcess[str]:
         """Type a command and wait for its end."""
         with tempfile.TemporaryDirectory() as folder:
@@ -57,7 +58,7 @@ class Desk:
             }
             assert self._parent.stdin is not None
             self._parent.stdin.write(json.dumps(asked).encode() + b"\n")
-            code = self._code(int(self._line(60)), seconds)
+            code = self._code(int(self._line()))
             said = [Path(stream).read_text() for stream in streams[1:]]
         return subprocess.CompletedProcess(list(arguments), code, *said)
 
@@ -69,20 +70,20 @@ class Desk:
             if stream is not None:
                 stream.close()
 
-    def _code(self, pid: int, seconds: float) -> int:
+    def _code(self, pid: int) -> int:
         try:
-            return int(self._line(seconds))
+            return int(self._line())
         except TimeoutError:
             os.kill(pid, signal.SIGKILL)
-            self._line(60)
+            self._line()
             raise
 
-    def _line(self, seconds: float) -> bytes:
+    def _line(self) -> bytes:
         stream, line = self._parent.stdout, b""
         assert stream is not None
         while not line.endswith(b"\n"):
-            if not select.select([stream], [], [], seconds)[0]:
-                raise TimeoutError(f"The command did not end in {seconds} s.")
+            if not select.select([stream], [], [], PATIENCE)[0]:
+                raise TimeoutError(f"The command did not end in {PATIENCE} s.")
             got = os.read(stream.fileno(), 1)
             assert got, "the desk has died"
             line += got

@@ -15,6 +15,7 @@ from backend.domain.config import RunConfig
 from graphs.software_company import GRAPH
 from tests.acceptance.faults.conftest import Crew
 from tests.acceptance.faults.nursery import Nursery
+from tests.patience import PATIENCE
 from tests.small_company import BRIEF
 
 PRICES = {"input": 1, "output": 2}
@@ -38,11 +39,16 @@ class Worker:
 
 
 class Firm(Crew):
-    """Workers that run the company's own graph with the models of a `SmallCompany`."""
+    """Workers that run the company's own graph with the models of a `SmallCompany`.
+
+    Their leases outlive a busy machine: whoever loses one makes a call in flight again. `let_leases_end` spares the
+    wait for those of the dead.
+    """
 
     def __init__(self, *args: Any, nursery: Nursery) -> None:
         super().__init__(*args)
         self._nursery = nursery
+        self.environment |= {"COMPANY_ENGINE__LEASE_SECONDS": "20", "COMPANY_ENGINE__HEARTBEAT_SECONDS": "2"}
 
     def start(self, **environment: str) -> Worker:
         """Start a worker; it is forked from a process that has imported everything."""
@@ -77,15 +83,15 @@ class Firm(Crew):
         """One column of a run."""
         return (await self.query(f"SELECT {column} FROM project_runs WHERE id = $1", run_id))[0][0]
 
-    async def until(self, condition: Callable[[], bool], seconds: float = 60) -> None:
+    async def until(self, condition: Callable[[], bool]) -> None:
         """Wait for something outside the database."""
-        async with asyncio.timeout(seconds):
+        async with asyncio.timeout(PATIENCE):
             while not condition():
                 await asyncio.sleep(0.02)
 
-    async def becomes(self, run_id: UUID, status: str, seconds: float = 90) -> None:
+    async def becomes(self, run_id: UUID, status: str) -> None:
         """Wait for a status."""
-        async with asyncio.timeout(seconds):
+        async with asyncio.timeout(PATIENCE):
             while await self.one("status", run_id) != status:
                 await asyncio.sleep(0.05)
 

@@ -189,7 +189,7 @@ async def test_a_model_that_does_not_do_its_part_fails_the_run_in_a_sentence_and
     firm = hire(spoilt)
     run_id = await firm.begin()
     firm.start()
-    await firm.ended(run_id, seconds=100)
+    await firm.ended(run_id)
     assert await firm.one("status", run_id) == "FAILED", await firm.explain(run_id)
     said = str(await firm.one("error", run_id))
     assert said.endswith("."), said
@@ -218,12 +218,12 @@ async def test_a_model_that_never_comes_to_an_end_is_given_up_and_a_retry_goes_o
         }
     )  # fmt: skip
     firm.start()
-    await firm.ended(run_id, seconds=100)
+    await firm.ended(run_id)
     assert await firm.one("status", run_id) == "FAILED", await firm.explain(run_id)
     assert str(await firm.one("error", run_id)).endswith(".")
     await firm.check()
     spoilt["now"] = False
     async with sessions.begin() as session:
         await runs.retry(session, run_id, by="ada")
-    await firm.ended(run_id, seconds=150)
+    await firm.ended(run_id)
     assert await firm.one("status", run_id) == "COMPLETED", await firm.explain(run_id)

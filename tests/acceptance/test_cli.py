@@ -24,6 +24,7 @@ from backend.domain.run import ENDED
 from backend.operations import invariants
 from tests.acceptance.desk import Desk
 from tests.openai_server import OpenAIServer, Reply, error, text
+from tests.patience import PATIENCE
 from tests.small_company import BRIEF, SmallCompany
 
 ROOT = Path(__file__).parents[2]
@@ -38,8 +39,8 @@ class Shell:
     environment: dict[str, str]
     cwd: Path
 
-    def run(self, *arguments: str, seconds: float = 90, stdin: bytes | None = None) -> subprocess.CompletedProcess[str]:
-        return self.desk.run(arguments, environment=self.environment, cwd=self.cwd, stdin=stdin, seconds=seconds)
+    def run(self, *arguments: str, stdin: bytes | None = None) -> subprocess.CompletedProcess[str]:
+        return self.desk.run(arguments, environment=self.environment, cwd=self.cwd, stdin=stdin)
 
     def start(self, *arguments: str) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
@@ -88,7 +89,7 @@ class Up:
         return ["--template", "local", *(word for pair in pairs.items() for word in ("--set", "=".join(pair)))]
 
     def get(self, path: str) -> Any:
-        with urllib.request.urlopen(self.url + path, timeout=10) as answer:
+        with urllib.request.urlopen(self.url + path, timeout=PATIENCE) as answer:
             body = answer.read().decode()
         return json.loads(body) if answer.headers["content-type"] == "application/json" else body
 
@@ -115,7 +116,7 @@ def up(desk: Desk, tmp_path_factory: pytest.TempPathFactory, addresses: dict[str
         assert first, "the company did not come up"
         yield Up(shell, process, first.split()[-1], endpoint)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=60) == 0
+        assert process.wait(timeout=PATIENCE) == 0
         process.stdout.close()
 
 
@@ -228,7 +229,7 @@ def test_json_output_of_a_run_is_json_alone(up: Up) -> None:
 
 def test_the_figures_of_the_worker_reach_the_api(up: Up) -> None:
     up.shell.run("run", "Build it.", "--wait", *up.settings())
-    until = time.monotonic() + 90
+    until = time.monotonic() + PATIENCE
     found: set[str] = set()
     wanted = {"company_model_tokens_total", "company_node_seconds_count", "company_queue_age_seconds"}
     while not wanted <= found and time.monotonic() < until:
@@ -286,7 +287,7 @@ def test_a_run_is_paused_resumed_and_stopped_while_it_works(up: Up) -> None:
     assert any("│ answer to".encode() in line for line in lines), "what the models say is shown while they say it"
     assert up.shell.run("pause", run_id, "--now").returncode == 0
     _until(up, run_id, "PAUSED")
-    assert (watching.wait(timeout=60), watching.stdout.close()) == (7, None)
+    assert (watching.wait(timeout=PATIENCE), watching.stdout.close()) == (7, None)
     assert up.shell.run("resume", run_id).returncode == 0
     _until(up, run_id, "RUNNING")
     assert up.shell.run("stop", run_id).returncode == 0
@@ -302,7 +303,7 @@ def test_who_stops_watching_leaves_the_run_as_it_is_and_hears_how_to_come_back(u
     said = watching.stdout.readline().decode()
     watching.send_signal(signal.SIGINT)
     said += watching.stdout.read().decode()
-    assert (watching.wait(timeout=60), "watch last` comes back to it." in said) == (130, True), said
+    assert (watching.wait(timeout=PATIENCE), "watch last` comes back to it." in said) == (130, True), said
     assert ("Aborted" in said, "Traceback" in said) == (False, False), said
     watching.stdout.close()
     assert json.loads(up.shell.run("show", "--json").stdout)["status"] in {"QUEUED", "RUNNING"}
@@ -318,9 +319,9 @@ def test_a_job_that_is_repeated_goes_on_with_the_run_that_it_started(up: Up) -> 
     assert killed.stdout is not None
     run_id = json.loads(killed.stdout.readline())["run_id"]
     killed.kill()
-    assert (killed.wait(timeout=60), killed.stdout.close()) == (-signal.SIGKILL, None)
+    assert (killed.wait(timeout=PATIENCE), killed.stdout.close()) == (-signal.SIGKILL, None)
     at_once = [up.shell.start(*job) for _ in range(3)]
-    said = [json.loads(one.communicate(timeout=90)[0].splitlines()[-1]) for one in at_once]
+    said = [json.loads(one.communicate(timeout=PATIENCE)[0].splitlines()[-1]) for one in at_once]
     assert {(one["run_id"], one["status"]) for one in said} == {(run_id, "COMPLETED")}
     assert len(json.loads(up.shell.run("runs", "--json").stdout)) == before + 1
     assert len(up.endpoint.requests) == asked + 16, "what was paid for is not asked again"
@@ -344,12 +345,12 @@ def test_a_demo_in_a_company_that_is_up_points_to_its_port_however_it_ends(up: U
     assert up.shell.run("stop").returncode == 0
     rest = demo.stdout.read().decode()
     linked = [line.split()[-1] for line in rest.splitlines() if line.startswith("  API ")]
-    assert (demo.wait(timeout=60), linked, "still up" in rest) == (6, [f"{up.url}/docs"], True), rest
+    assert (demo.wait(timeout=PATIENCE), linked, "still up" in rest) == (6, [f"{up.url}/docs"], True), rest
     demo.stdout.close()
 
 
 def _until(up: Up, run_id: str, status: str) -> None:
-    until = time.monotonic() + 90
+    until = time.monotonic() + PATIENCE
     while (seen := up.get(f"/api/runs/{run_id}")["status"]) != status:
         assert time.monotonic() < until, seen
         time.sleep(0.1)
@@ -389,7 +390,7 @@ def test_a_demo_that_is_interrupted_says_so_and_leaves_nothing_running(alone: Sh
         said = demo.stdout.readline()
     demo.send_signal(number)
     rest = demo.stdout.read().decode()
-    assert (demo.wait(timeout=60), "Nothing is lost" in rest, "Traceback" in rest) == (130, True, False), rest
+    assert (demo.wait(timeout=PATIENCE), "Nothing is lost" in rest, "Traceback" in rest) == (130, True, False), rest
     demo.stdout.close()
     home = alone.environment["COMPANY_HOME"]
     running = [path for path in Path("/proc").glob("[0-9]*/cmdline") if home in _read(path)]
@@ -411,7 +412,7 @@ def test_a_credential_that_stays_in_the_code_ends_with_the_exit_code_of_security
             "security.max_iterations": "1",
         }
         pairs = [word for pair in settings.items() for word in ("--set", "=".join(pair))]
-        done = alone.run("run", BRIEF, "--template", "local", "--wait", *pairs, seconds=200)
+        done = alone.run("run", BRIEF, "--template", "local", "--wait", *pairs)
         assert (done.returncode, "STOPPED_SECURITY" in done.stdout) == (4, True), done
         shown = alone.run("show")
     assert (shown.returncode, "Open findings: 2 CRITICAL, 2 HIGH" in shown.stdout) == (0, True), shown

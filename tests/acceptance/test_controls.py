@@ -14,11 +14,13 @@ from uuid import UUID
 from backend.operations import runs
 from tests.acceptance.firm import Firm
 from tests.openai_server import position_of
+from tests.patience import PATIENCE
 from tests.small_company import SmallCompany, Turn, _submit, _write
 
 Hire = Callable[..., Firm]
 DEFAULTS = {"COMPANY_ENGINE__LEASE_SECONDS": "15", "COMPANY_ENGINE__HEARTBEAT_SECONDS": "3"}
-HANG_GUARD_SECONDS = 30
+HANG_GUARD_SECONDS = 60
+"""Half of what the model takes, a tenth of what the test takes: who waited for them would be later."""
 _HELD = "SELECT reserved_tokens, reserved_usd, final_report FROM project_runs WHERE id = $1"
 
 
@@ -58,14 +60,14 @@ def _command(pid: int) -> str:
 
 async def _stops(firm: Firm, run_id: UUID, place: str, working: Callable[[], Awaitable[bool]]) -> None:
     worker = firm.workers[0].pid
-    async with asyncio.timeout(90):
+    async with asyncio.timeout(PATIENCE):
         while not await working():
             await asyncio.sleep(0.05)
     busy = _below(worker)
     began = time.monotonic()
     async with firm.sessions.begin() as session:
         await runs.stop(session, run_id, by="ada")
-    await firm.becomes(run_id, "STOPPED_USER", HANG_GUARD_SECONDS)
+    await asyncio.wait_for(firm.becomes(run_id, "STOPPED_USER"), HANG_GUARD_SECONDS)
     seconds = time.monotonic() - began
     left = {pid: said for pid, said in _below(worker).items() if busy.get(pid) == said}
     orphans = {pid: said for pid, said in busy.items() if said and _command(pid) == said}
@@ -92,12 +94,12 @@ async def test_a_stop_cuts_a_model_call(hire: Hire) -> None:
 
 
 async def _pauses_at_once(firm: Firm, run_id: UUID, working: Callable[[], Awaitable[bool]]) -> None:
-    async with asyncio.timeout(90):
+    async with asyncio.timeout(PATIENCE):
         while not await working():
             await asyncio.sleep(0.05)
     async with firm.sessions.begin() as session:
         await runs.pause(session, run_id, by="ada", at_once=True)
-    await firm.becomes(run_id, "PAUSED", HANG_GUARD_SECONDS)
+    await asyncio.wait_for(firm.becomes(run_id, "PAUSED"), HANG_GUARD_SECONDS)
     assert not await working(), "what can be done again is cut"
     assert await firm.query("SELECT id FROM model_calls WHERE status <> 'done'") == []
     async with firm.sessions.begin() as session:

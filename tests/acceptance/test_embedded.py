@@ -25,6 +25,7 @@ from backend.engine.embedded import Children, Stack, attach, broker, database, p
 from backend.engine.embedded.processes import heads, running_in
 from backend.errors import Unavailable
 from tests.conftest import embedded_settings
+from tests.patience import PATIENCE
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 
@@ -54,8 +55,8 @@ def company(home: Path) -> Iterator[tuple[subprocess.Popen[str], list[Any]]]:
         process.communicate()
 
 
-def eventually(condition: Callable[[], bool], seconds: float = 30.0) -> bool:
-    until = time.monotonic() + seconds
+def eventually(condition: Callable[[], bool]) -> bool:
+    until = time.monotonic() + PATIENCE
     while not condition():
         if time.monotonic() > until:
             return False
@@ -159,7 +160,7 @@ async def test_servers_that_are_killed_come_back_where_they_were(home: Path) -> 
 
 async def soon(ask: Callable[[], Awaitable[Any]]) -> Any:
     """The first answer that is no refusal."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE):
         while True:
             try:
                 return await ask()

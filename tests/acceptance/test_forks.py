@@ -30,7 +30,7 @@ async def test_a_fork_delivers_to_its_own_branch_and_leaves_the_original_alone(h
     firm = hire()
     firm.start()
     parent = await firm.begin()
-    await firm.becomes(parent, "COMPLETED", 150)
+    await firm.becomes(parent, "COMPLETED")
     project = await firm.one("project_id", parent)
     before, refs = _git(firm, project, "rev-parse", "main"), _git(firm, project, "show-ref")
     async with firm.sessions() as session:
@@ -38,7 +38,7 @@ async def test_a_fork_delivers_to_its_own_branch_and_leaves_the_original_alone(h
     early, late = kept[-2], kept[len(kept) // 2]
     for at, branch in ((late, "fork/2"), (early, "fork/3")):
         made = await _fork(firm, parent, at)
-        await firm.becomes(made, "COMPLETED", 150)
+        await firm.becomes(made, "COMPLETED")
         assert _git(firm, project, "rev-parse", "main") == before
         assert set(refs.splitlines()) <= set(_git(firm, project, "show-ref").splitlines())
         listed = _git(firm, project, "ls-tree", "-r", "--name-only", branch)

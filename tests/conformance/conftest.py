@@ -23,6 +23,7 @@ from backend.domain.comment import CommentType
 from backend.domain.role import Role
 from backend.domain.run import RunStatus
 from backend.domain.task import TaskKind, TaskStatus
+from tests.patience import PATIENCE
 
 
 class State(TypedDict, total=False):
@@ -137,7 +138,7 @@ async def cancelled_it_waits(driven: asyncio.Task[None]) -> None:
 
 
 async def waits_for_a_lock(runs: Runs) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE):
         while not await runs.rows("SELECT 1 FROM pg_locks WHERE NOT granted"):
             await asyncio.sleep(0.01)
 

@@ -15,6 +15,7 @@ from backend.adapters.db.forking import copy_rows
 from backend.domain import effect
 from backend.errors import Invalid
 from tests.conformance.conftest import Runs, cancelled_it_waits, decided, linear, task_of, waits_for_a_lock
+from tests.patience import PATIENCE
 
 NAMES = ("one", "two", "three", "four", "five", "six", "seven")
 
@@ -42,7 +43,7 @@ def seven(began: list[str], **others: Any) -> dict[str, Any]:
 
 async def _as_far_as_may_be(began: list[str]) -> None:
     """The first commit is on its way; as many checkpoints wait as may, the last of them for room."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE):
         while len(began) <= MOST_BEHIND:
             await asyncio.sleep(0.01)
     await asyncio.sleep(0.1)

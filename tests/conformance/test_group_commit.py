@@ -24,6 +24,7 @@ from tests.conformance.conftest import (
     waits_for_a_lock,
     work,
 )
+from tests.patience import PATIENCE
 
 MANY = 12
 
@@ -174,7 +175,7 @@ async def test_a_run_that_is_cancelled_as_its_commit_arrives_takes_no_other_with
         driven = [asyncio.create_task(runs.drive(fence, build(), group=group)) for fence in fences]
         # The first to queue leaves alone; the second is in the first statement that is shared.
         Cancelling.victim = driven[1]
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(PATIENCE):
             ends = await asyncio.gather(*driven, return_exceptions=True)
     assert Cancelling.victim is None
     assert [type(end) for end in ends] == [asyncio.CancelledError if n == 1 else type(None) for n in range(MANY)]
@@ -215,7 +216,7 @@ async def test_a_node_that_is_done_is_committed_before_those_that_wait_for_their
         assert not at_work
         at_work.append(state["part"])
         before = len(seen)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE):
             while (done := await runs.rows("SELECT count(*) FROM tasks WHERE status = 'DONE'"))[0][0] < before:
                 await asyncio.sleep(0.01)
         seen[state["part"]] = done[0][0]

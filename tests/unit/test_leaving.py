@@ -6,6 +6,8 @@ import subprocess
 import sys
 import textwrap
 
+from tests.patience import PATIENCE
+
 LOGS_WHILE_THE_SIGNAL_COMES = """
     import io, logging, os, signal, sys, time
     from backend.worker import app
@@ -36,5 +38,5 @@ LOGS_WHILE_THE_SIGNAL_COMES = """
 
 def test_a_signal_that_comes_while_a_line_is_logged_is_heard() -> None:
     code = textwrap.dedent(LOGS_WHILE_THE_SIGNAL_COMES)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (1, "drained", "")

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from backend.worker.watchdog import Watchdog
+from tests.patience import PATIENCE
 
 
 @pytest.fixture
@@ -28,7 +29,7 @@ def test_a_loop_that_stands_still_is_bitten(loop: asyncio.AbstractEventLoop) -> 
     watching = Watchdog(loop, every=0.01, rounds=10, bite=bitten.set)
     loop.call_soon_threadsafe(go_on.wait)
     watching.start()
-    assert bitten.wait(30)
+    assert bitten.wait(PATIENCE)
     go_on.set()
     watching.stop()
 
@@ -41,7 +42,7 @@ def test_a_loop_that_is_slow_again_and_again_is_not_bitten(loop: asyncio.Abstrac
         answered = threading.Event()
         loop.call_soon_threadsafe(time.sleep, 0.3)
         loop.call_soon_threadsafe(answered.set)
-        assert answered.wait(30)
+        assert answered.wait(PATIENCE)
         time.sleep(0.03)
     watching.stop()
     assert not bitten.is_set()

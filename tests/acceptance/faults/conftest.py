@@ -23,6 +23,7 @@ from backend.domain.config import RunConfig
 from backend.operations import invariants
 from tests.acceptance.faults import numbers
 from tests.openai_server import OpenAIServer, Reply, text
+from tests.patience import PATIENCE
 
 ROOT = Path(__file__).parents[3]
 
@@ -127,9 +128,9 @@ class Crew:
         if self._connection is not None:
             self._connection.terminate()
 
-    async def ended(self, *runs: UUID, seconds: float = 120) -> None:
+    async def ended(self, *runs: UUID) -> None:
         """Wait until the runs have ended."""
-        async with asyncio.timeout(seconds):
+        async with asyncio.timeout(PATIENCE):
             while await self.query("SELECT id FROM project_runs WHERE id = ANY ($1) AND ended_at IS NULL", list(runs)):
                 await asyncio.sleep(0.1)
 
@@ -146,9 +147,9 @@ class Crew:
         open_runs = await self.query("SELECT count(*) FROM project_runs WHERE ended_at IS NULL")
         return [await self.run() for _ in range(3)] if open_runs[0][0] < least else []
 
-    async def died(self, worker: subprocess.Popen[bytes], seconds: float = 60) -> None:
+    async def died(self, worker: subprocess.Popen[bytes]) -> None:
         """Wait until a worker is dead."""
-        async with asyncio.timeout(seconds):
+        async with asyncio.timeout(PATIENCE):
             while worker.poll() is None:
                 await asyncio.sleep(0.05)
 

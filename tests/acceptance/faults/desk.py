@@ -19,6 +19,7 @@ from backend.adapters.db.tables import ProjectTemplate
 from tests.acceptance.faults import numbers
 from tests.acceptance.faults.conftest import Crew
 from tests.acceptance.faults.nursery import Nursery
+from tests.patience import PATIENCE
 
 HUNG_SECONDS = 60.0
 """A request that has no answer by then hangs: the api gives a database up long before."""
@@ -36,7 +37,7 @@ class Desk:
         self.pid = 0
         limits = httpx.Limits(max_connections=250, max_keepalive_connections=50)
         # Whoever is behind 200 others on a busy machine waits long for an answer, and gets one.
-        self.client = httpx.AsyncClient(base_url=f"http://127.0.0.1:{self.port}", timeout=120, limits=limits)
+        self.client = httpx.AsyncClient(base_url=f"http://127.0.0.1:{self.port}", timeout=PATIENCE, limits=limits)
 
     async def __aenter__(self) -> Desk:
         self.open()
@@ -61,7 +62,7 @@ class Desk:
 
     async def ready(self) -> None:
         """Wait until it answers."""
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(PATIENCE):
             while await self.status("GET", "/healthz") != 200:
                 await asyncio.sleep(0.05)
 

@@ -24,7 +24,7 @@ def of(promised: int) -> int:
 
 def patience(minutes: float) -> pytest.MarkDecorator:
     """Let a test that takes so many minutes with the full numbers run as long as its share of them may take."""
-    return pytest.mark.timeout(max(300, round(60 * minutes * SHARE)))
+    return pytest.mark.timeout(max(900, round(60 * minutes * SHARE)))
 
 
 def collect_into(properties: list[tuple[str, object]]) -> None:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.acceptance.faults import clocks
+from tests.patience import PATIENCE
 
 ROOT = Path(__file__).parents[3]
 _PARENT_DEATH = 1
@@ -83,9 +84,9 @@ class Nursery:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
 
-    async def gone(self, pid: int, seconds: float) -> None:
+    async def gone(self, pid: int) -> None:
         """Wait until a worker has ended by itself."""
-        async with asyncio.timeout(seconds):
+        async with asyncio.timeout(PATIENCE):
             while Path(f"/proc/{pid}").exists():
                 await asyncio.sleep(0.02)
         self.alive.remove(pid)

@@ -110,7 +110,7 @@ def _armed(points: tuple[str, ...], times: dict[str, int]) -> list[str]:
 async def _die(firm: Firm, nursery: Nursery, point: str) -> None:
     pid = nursery.start(firm.environment | {"COMPANY_ENGINE__CRASH_AT": point})
     try:
-        await nursery.gone(pid, 120)
+        await nursery.gone(pid)
     except TimeoutError:
         pytest.fail(f"no worker came to the point {point}")
     await firm.let_leases_end()
@@ -120,7 +120,7 @@ async def _twin_of(firm: Firm) -> dict[str, Any]:
     if not _twins:
         worker, run_id = firm.start(), await firm.begin(**SETTINGS)
         await _approve(firm, run_id)
-        await firm.ended(run_id, seconds=150)
+        await firm.ended(run_id)
         assert await firm.one("status", run_id) == "COMPLETED", await firm.explain(run_id)
         worker.kill()
         _twins.append(await _outcome(firm, run_id))
@@ -150,7 +150,7 @@ async def test_a_company_whose_workers_die_at_named_points_delivers_and_pays_the
         await _die(firm, nursery, point)
         deaths += 1
     firm.start()
-    await firm.ended(run_id, seconds=150)
+    await firm.ended(run_id)
     found = await _outcome(firm, run_id)
     for part, rows in expected.items():
         assert found[part] == rows, part

@@ -12,6 +12,7 @@ from tests.acceptance.faults import numbers
 from tests.acceptance.faults.conftest import Crew
 from tests.acceptance.faults.desk import Desk
 from tests.acceptance.faults.nursery import Nursery
+from tests.patience import PATIENCE
 
 AT_ONCE = 200
 TOGETHER = 5
@@ -57,7 +58,7 @@ class Crowd:
     async def let_end(self) -> int:
         """Resume and answer until nothing is on its way; returns how many calls that took."""
         calls = 0
-        async with asyncio.timeout(200):
+        async with asyncio.timeout(PATIENCE):
             while left := await self._crew.query("SELECT id, status FROM project_runs WHERE ended_at IS NULL"):
                 held = [(run_id, status) for run_id, status in left if status in {"PAUSED", "WAITING"}]
                 for run_id, status in held:

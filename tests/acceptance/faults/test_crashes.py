@@ -16,6 +16,7 @@ from tests.acceptance.faults import numbers
 from tests.acceptance.faults.conftest import ROOT, Crew
 from tests.acceptance.faults.nursery import Nursery
 from tests.integration.engine.conftest import RecordingBell
+from tests.patience import PATIENCE
 
 CALLS = 16
 PARALLEL = 3
@@ -106,7 +107,7 @@ async def test_a_worker_that_dies_at_a_named_point_loses_and_repeats_nothing(
     brief = BRIEFS.get(point, "go")
     run_id, deaths = await crew.run(brief), 0
     for place in armed[:times]:
-        await nursery.gone(nursery.start(crew.environment | {"COMPANY_ENGINE__CRASH_AT": place}), 60)
+        await nursery.gone(nursery.start(crew.environment | {"COMPANY_ENGINE__CRASH_AT": place}))
         deaths += 1
         await crew.let_leases_end()
     nursery.start(crew.environment)
@@ -125,11 +126,11 @@ async def test_a_worker_that_dies_at_a_named_point_loses_and_repeats_nothing(
 async def test_a_worker_that_is_asked_to_leave_gives_its_runs_back(crew: Crew) -> None:
     run_id = await crew.run("hang")
     worker = crew.start()
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE):
         while len(crew.server.requests) < 2:
             await asyncio.sleep(0.05)
     worker.send_signal(signal.SIGTERM)
-    await crew.died(worker, 30)
+    await crew.died(worker)
     assert worker.returncode == 0, crew.log()
     assert await crew.query("SELECT status, lease_owner FROM project_runs") == [("RUNNING", None)]
     await crew.query("UPDATE project_runs SET brief = 'go'")
@@ -162,7 +163,7 @@ async def test_a_wiped_broker_costs_a_delay_and_nothing_else(crew: Crew, redis_u
 async def test_a_frozen_worker_that_wakes_up_writes_nothing(crew: Crew) -> None:
     run_id = await crew.run()
     zombie = crew.start()
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE):
         while len(crew.server.requests) < 3:
             await asyncio.sleep(0.01)
     zombie.send_signal(signal.SIGSTOP)

@@ -26,6 +26,7 @@ from tests.acceptance.faults.nursery import Nursery
 from tests.acceptance.faults.test_crashes import CALLS
 from tests.acceptance.firm import Firm
 from tests.openai_server import Received, Reply, position_of
+from tests.patience import PATIENCE
 from tests.small_company import SmallCompany
 
 _ENDS = "SELECT status, stop_reason, error FROM project_runs WHERE id = $1"
@@ -49,7 +50,7 @@ class Deployments:
         """Let the worker before leave and start one of another release; returns the api of that release."""
         if self._worker:
             os.kill(self._worker, signal.SIGTERM)
-            await self._nursery.gone(self._worker, 60)
+            await self._nursery.gone(self._worker)
         path = {"PYTHONPATH": self.paths[release]}
         self._worker = self._nursery.start(self._crew.environment | path)
         self.deployed += 1
@@ -57,7 +58,7 @@ class Deployments:
 
 
 async def _status(crew: Crew, run_id: UUID, status: str) -> None:
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE):
         while (await crew.query(_ENDS, run_id))[0][0] != status:
             await asyncio.sleep(0.05)
 
@@ -126,8 +127,6 @@ SETTINGS: dict[str, Any] = {
     "parallelism": 1,
     "roles": {role: {"enabled": False} for role in ("security", "docs", "devops")},
 }
-PATIENT = {"COMPANY_ENGINE__LEASE_SECONDS": "20", "COMPANY_ENGINE__HEARTBEAT_SECONDS": "2"}
-"""Leases that outlive a busy machine: whoever loses one makes a call in flight again."""
 
 
 def _with_other_prompts(folder: Path) -> Path:
@@ -164,21 +163,21 @@ async def test_a_worker_with_other_prompt_files_takes_a_run_over_and_goes_on_in_
     company = KeepsOneWaiting()
     firm = hire(company)
     run_id = await firm.begin(**SETTINGS)
-    worker = firm.start(**PATIENT)
-    await firm.until(lambda: bool(company.held), seconds=120)
+    worker = firm.start()
+    await firm.until(lambda: bool(company.held))
     worker.kill()
     await firm.let_leases_end()
 
     folder = _with_other_prompts(tmp_path / "other")
-    environment = {**firm.environment, **PATIENT, "PYTHONPATH": str(folder)}
+    environment = {**firm.environment, "PYTHONPATH": str(folder)}
     with (tmp_path / "other.log").open("wb") as log:
         program = [sys.executable, "-m", "backend.worker.app"]
         other = subprocess.Popen(program, cwd=folder, env=environment, stdout=log, stderr=log)
     try:
-        await firm.ended(run_id, seconds=150)
+        await firm.ended(run_id)
         before = len(firm.server.requests)
         newer = await firm.begin(**SETTINGS)
-        await firm.ended(newer, seconds=150)
+        await firm.ended(newer)
     finally:
         other.kill()
         other.wait()

@@ -16,13 +16,14 @@ from tests.acceptance.faults import numbers
 from tests.acceptance.faults.conftest import Crew
 from tests.acceptance.faults.desk import Desk
 from tests.acceptance.faults.nursery import Nursery
+from tests.patience import PATIENCE
 
 EQUAL = 50
 
 
 async def _insist(desk: Desk, key: str, body: dict[str, str], tries: Counter[str]) -> tuple[int, str]:
     """Send a request until it is answered."""
-    async with asyncio.timeout(120):
+    async with asyncio.timeout(PATIENCE):
         while True:
             try:
                 answer = await desk.client.post("/api/projects", json=body, headers={"Idempotency-Key": key})

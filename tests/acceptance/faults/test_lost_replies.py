@@ -29,6 +29,7 @@ from tests.acceptance.faults.conftest import ROOT, Crew
 from tests.acceptance.faults.nursery import Nursery
 from tests.acceptance.faults.proxy import Proxy
 from tests.integration.engine.conftest import RecordingBell
+from tests.patience import PATIENCE
 
 TIGHT = {"budget": {"tokens": 20_000, "on_exceed": "pause"}}
 CHEAPER = {"budget": {"usd": "0.000001", "on_exceed": "degrade", "degrade_to": "cheaper"}}
@@ -119,7 +120,7 @@ _ASKED = (
 async def _look_after(crew: Crew) -> None:
     """Be the people: resume what is paused and answer what is asked, until all runs have ended."""
     bell = RecordingBell()
-    async with asyncio.timeout(200):
+    async with asyncio.timeout(PATIENCE):
         while going := await crew.query("SELECT id, status, stop_reason FROM project_runs WHERE ended_at IS NULL"):
             for question_id, kind in await crew.query(_ASKED):
                 said = "1000000 tokens" if kind == "budget" else "blue"

@@ -26,6 +26,7 @@ from tests.acceptance.faults import numbers
 from tests.acceptance.faults.conftest import ROOT, Crew
 from tests.acceptance.faults.nursery import Nursery
 from tests.acceptance.faults.test_crashes import CALLS
+from tests.patience import PATIENCE
 
 REVISION = "0002"
 """The newest migration that the frozen release knows."""
@@ -125,14 +126,14 @@ class Release:
         (worker,) = [worker for worker in self._crew.workers if worker.pid in self.pids]
         await _busy(self._crew, worker.pid)
         worker.send_signal(signal.SIGTERM)
-        await self._crew.died(worker, 90)
+        await self._crew.died(worker)
         assert worker.returncode == 0
 
     async def close(self) -> None:
         """Start no more runs."""
         assert self._office is not None and self._office.stdin is not None
         self._office.stdin.close()
-        await self._crew.died(self._office, 60)
+        await self._crew.died(self._office)
         assert self._office.returncode == 0
 
     def _start(self, module: str, **more: Any) -> subprocess.Popen[bytes]:
@@ -157,7 +158,7 @@ async def _upgrade(url: str, how_many: int) -> None:
 
 async def _busy(crew: Crew, pid: int) -> None:
     """Wait until a worker holds a run."""
-    async with asyncio.timeout(120):
+    async with asyncio.timeout(PATIENCE):
         while not await crew.query(_HELD, str(pid)):
             await asyncio.sleep(0.02)
 
@@ -180,7 +181,7 @@ async def test_a_migration_under_load_blocks_nobody_and_both_releases_work_side_
     await _busy(crew, first)
     await _busy(crew, new)
     os.kill(new, signal.SIGTERM)
-    await nursery.gone(new, 90)
+    await nursery.gone(new)
     for _ in range(3):
         await crew.run()
     await _busy(crew, first)
@@ -188,7 +189,7 @@ async def test_a_migration_under_load_blocks_nobody_and_both_releases_work_side_
     await release.leave()
     await release.close()
     started = [row[0] for row in await crew.query("SELECT id FROM project_runs")]
-    await crew.ended(*started, seconds=200)
+    await crew.ended(*started)
     assert not probing.done(), probing.exception()
     probing.cancel()
 

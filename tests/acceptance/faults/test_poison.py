@@ -12,6 +12,7 @@ from tests.acceptance.faults import numbers
 from tests.acceptance.faults.conftest import Crew
 from tests.acceptance.faults.nursery import Nursery
 from tests.acceptance.faults.test_crashes import CALLS
+from tests.patience import PATIENCE
 
 MAX_CLAIMS = 3
 WORKERS = 3
@@ -27,7 +28,7 @@ async def _until_ended(crew: Crew, nursery: Nursery, poisoned: UUID) -> tuple[li
     environment = crew.environment | {"COMPANY_ENGINE__MAX_CLAIMS": str(MAX_CLAIMS)}
     environment["COMPANY_ENGINE__STALL_SECONDS"] = "5"
     others, deaths = [await crew.run()], 0
-    async with asyncio.timeout(200):
+    async with asyncio.timeout(PATIENCE):
         while going := await crew.query("SELECT id FROM project_runs WHERE ended_at IS NULL"):
             for pid in [pid for pid in nursery.alive if not Path(f"/proc/{pid}").exists()]:
                 nursery.alive.remove(pid)

@@ -14,6 +14,7 @@ from tests.acceptance.faults import numbers
 from tests.acceptance.faults.conftest import Crew
 from tests.acceptance.faults.desk import Desk
 from tests.acceptance.faults.nursery import Nursery
+from tests.patience import PATIENCE
 
 WRITERS = 8
 READERS = 20
@@ -80,9 +81,9 @@ async def test_who_drops_off_and_comes_again_misses_nothing_and_sees_nothing_twi
         everybody = [Reader(desk, None, random.Random(100 + place)) for place in range(OF_ALL)]
         following = [asyncio.create_task(reader.follow()) for reader in some + everybody]
         made += await _write(crew, desk, lambda: sum(reader.dropped for reader in some + everybody) >= wanted)
-        await crew.ended(*made, seconds=200)
+        await crew.ended(*made)
         told = await crew.query(_TOLD)
-        async with asyncio.timeout(120):
+        async with asyncio.timeout(PATIENCE):
             await asyncio.gather(*following[: len(some)])
             while any(len(reader.seen) < len(told) for reader in everybody):
                 await asyncio.sleep(0.1)
@@ -104,7 +105,7 @@ async def _write(crew: Crew, desk: Desk, enough: Callable[[], bool]) -> list[UUI
     Returns the runs that it started.
     """
     more: list[UUID] = []
-    async with asyncio.timeout(200):
+    async with asyncio.timeout(PATIENCE):
         while await crew.query("SELECT FROM project_runs WHERE ended_at IS NULL"):
             for (question,) in await crew.query("SELECT id FROM questions WHERE status = 'OPEN' LIMIT 2"):
                 await desk.status("POST", f"/api/questions/{question}/answer", json={"answer": "blue"})

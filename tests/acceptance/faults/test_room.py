@@ -10,6 +10,7 @@ from backend.settings import Settings
 from backend.worker.bell import QUEUE, make_bell
 from tests.acceptance.faults.conftest import Crew
 from tests.acceptance.faults.nursery import Nursery
+from tests.patience import PATIENCE
 
 _OWNERS = "SELECT count(DISTINCT lease_owner) FROM project_runs WHERE status = 'RUNNING'"
 
@@ -44,6 +45,6 @@ async def test_a_doorbell_that_a_worker_has_no_room_for_is_left_to_another(
 
 
 async def _until(crew: Crew, count: str, wanted: int) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE):
         while (await crew.query(count))[0][0] < wanted:
             await asyncio.sleep(0.02)

@@ -19,11 +19,10 @@ from backend.adapters.db.engine import Sessions
 from tests.acceptance.faults.conftest import ROOT, Crew
 from tests.acceptance.faults.test_crashes import CALLS, PARALLEL
 from tests.openai_server import Reply
+from tests.patience import PATIENCE
 
 HELD = 6
 """The request that is answered only when the worker that sent it is long dead."""
-PATIENCE = 180.0
-"""Seconds that a process may take to come up and work, on a machine that does ten other things."""
 PAID = (
     "SELECT id FROM model_calls c WHERE status = 'done' AND NOT EXISTS (SELECT FROM model_calls d WHERE d.id <> c.id"
     " AND (d.run_id, d.node, d.visit, d.ordinal) = (c.run_id, c.node, c.visit, c.ordinal) AND d.attempt > c.attempt)"
@@ -62,14 +61,14 @@ class Office(Crew):
     def _by_command(self, verb: str, run_id: UUID) -> str:
         command = [sys.executable, "-c", "from backend.cli import main; main()", verb, str(run_id)]
         done = subprocess.run(
-            command, env=self.environment, cwd=ROOT, capture_output=True, text=True, timeout=90, check=False
+            command, env=self.environment, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=False
         )
         return done.stderr or ("" if done.returncode == 0 else f"exit code {done.returncode}")
 
     def _by_api(self, verb: str, run_id: UUID) -> str:
         request = urllib.request.Request(f"{self.api}/api/runs/{run_id}/{verb}", data=b"", method="POST")
         try:
-            with urllib.request.urlopen(request, timeout=30):
+            with urllib.request.urlopen(request, timeout=PATIENCE):
                 return ""
         except urllib.error.HTTPError as refused:
             return refused.read().decode()

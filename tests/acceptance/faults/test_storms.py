@@ -29,6 +29,7 @@ from tests.acceptance.faults.nursery import Nursery
 from tests.acceptance.faults.test_crashes import CALLS
 from tests.openai_server import Reply, json_body, position_of
 from tests.openai_server.replies import completion
+from tests.patience import PATIENCE
 
 WORKERS = 8 if numbers.FULL else 4
 KILLS_A_RUN = 5
@@ -201,7 +202,7 @@ async def test_a_storm_of_kills_of_workers_whose_clocks_are_off_loses_and_repeat
             await storm.strike()
         else:
             await asyncio.sleep(0.05)
-    await crew.ended(*made, seconds=240)
+    await crew.ended(*made)
     assert set(await crew.query("SELECT status FROM project_runs")) == {("COMPLETED",)}, crew.log()
     await crew.check()
     took = await storm.recoveries()
@@ -251,7 +252,7 @@ async def test_a_rolling_restart_repeats_nothing(crew: Crew, nursery: Nursery) -
     made = [await crew.run() for _ in range(wanted)]
     working = deque(nursery.start(patient) for _ in range(2))
     took: list[float] = []
-    async with asyncio.timeout(240):
+    async with asyncio.timeout(PATIENCE):
         while len(took) < restarts:
             leaving = working.popleft()
             while leaving not in await crew.busy():
@@ -260,9 +261,9 @@ async def test_a_rolling_restart_repeats_nothing(crew: Crew, nursery: Nursery) -
             working.append(nursery.start(patient))
             os.kill(leaving, signal.SIGTERM)
             began = time.monotonic()
-            await nursery.gone(leaving, 30)
+            await nursery.gone(leaving)
             took.append(time.monotonic() - began)
-    await crew.ended(*made, seconds=240)
+    await crew.ended(*made)
     # Where one of parallel tasks holds, a call of another may be reserved at that moment: it is given back, not sent.
     others = Counter(await crew.query("SELECT status, error FROM model_calls WHERE status <> 'done'"))
     counts = {"workers restarted": len(took), "longest seconds to leave": round(max(took), 1)}

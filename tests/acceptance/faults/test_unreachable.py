@@ -29,6 +29,7 @@ from tests.acceptance.faults.desk import Desk, visited
 from tests.acceptance.faults.nursery import Nursery
 from tests.acceptance.faults.proxy import Proxy
 from tests.acceptance.faults.test_crashes import CALLS
+from tests.patience import PATIENCE
 
 
 @numbers.patience(15)
@@ -55,7 +56,7 @@ async def test_a_network_that_swallows_delays_and_resets_costs_a_delay_and_nothi
                 await asyncio.sleep(chance.uniform(3, 12))
                 proxy.swallowing = False
                 back = time.monotonic()
-            await crew.ended(*made, seconds=200)
+            await crew.ended(*made)
             recovered = time.monotonic() - back
             while visitors.answers[200] == 0 or visitors.last_refused > time.monotonic() - 1:
                 await asyncio.sleep(0.2)
@@ -183,14 +184,14 @@ async def test_a_disk_without_room_costs_a_delay_and_nothing_else(
 
 
 async def _begun(crew: Crew, run_id: UUID) -> None:
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE):
         while not await crew.query("SELECT 1 FROM project_runs WHERE id = $1 AND lease_epoch > 0", run_id):
             await asyncio.sleep(0.02)
 
 
 async def _until_refused(crew: Crew) -> int:
     """Write until the database says that there is no room, or is gone."""
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE):
         while True:
             try:
                 await crew.query("CREATE TABLE IF NOT EXISTS ballast (a text)")
@@ -201,10 +202,10 @@ async def _until_refused(crew: Crew) -> int:
 
 async def _patiently(crew: Crew, made: list[UUID]) -> None:
     """Wait for the ends through whatever the database does meanwhile."""
-    async with asyncio.timeout(150):
+    async with asyncio.timeout(PATIENCE):
         while True:
             try:
                 await crew.query("DROP TABLE IF EXISTS ballast")
-                return await crew.ended(*made, seconds=140)
+                return await crew.ended(*made)
             except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
                 await asyncio.sleep(0.3)

@@ -58,7 +58,7 @@ async def test_workers_that_are_frozen_four_at_once_write_nothing_when_they_wake
         for pid in victims:
             os.kill(pid, signal.SIGCONT)
         frozen, hit = frozen + len(victims), hit + holding
-    await crew.ended(*made, seconds=240)
+    await crew.ended(*made)
     lost = (await crew.query("SELECT count(*) FROM events WHERE type = 'run.lease_lost'"))[0][0]
     again = (await crew.query("SELECT count(*) FROM model_calls WHERE status = 'failed'"))[0][0]
     counts = {"freezes in all": frozen, "takeovers": lost, "calls cut": again, "runs": len(made)}

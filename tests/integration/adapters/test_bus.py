@@ -16,6 +16,7 @@ from backend.settings import Settings
 from backend.worker.bell import EXECUTE, QUEUE, CeleryBell
 from backend.worker.broker import make_app
 from backend.worker.loop import LoopThread
+from tests.patience import PATIENCE
 
 
 @pytest.fixture
@@ -33,11 +34,9 @@ async def followers(redis_url: str) -> AsyncIterator[Followers]:
 
 
 async def _heard(waker: Waker, run_id: UUID) -> None:
-    for _ in range(500):
-        if await waker.say(run_id, b"first"):
-            return
-        await asyncio.sleep(0.01)
-    raise AssertionError("nobody listens")
+    async with asyncio.timeout(PATIENCE):
+        while not await waker.say(run_id, b"first"):
+            await asyncio.sleep(0.01)
 
 
 async def test_words_are_heard_by_all_who_follow_the_run_and_by_nobody_else(waker: Waker, followers: Followers) -> None:
@@ -51,12 +50,9 @@ async def test_words_are_heard_by_all_who_follow_the_run_and_by_nobody_else(wake
         assert await waker.say(other, b"another run") is False
         assert await waker.say(run_id, b"second") is True
         assert [await anext(one), await anext(two)] == [b"second", b"second"]
-    for _ in range(500):
-        if not await waker.say(run_id, b"nobody hears this"):
-            break
-        await asyncio.sleep(0.01)
-    else:
-        raise AssertionError("nobody follows the run any more")
+    async with asyncio.timeout(PATIENCE):
+        while await waker.say(run_id, b"nobody hears this"):
+            await asyncio.sleep(0.01)
 
 
 async def test_who_is_slow_misses_words_and_holds_nobody_up(waker: Waker, followers: Followers) -> None:
@@ -109,13 +105,13 @@ async def test_followers_of_many_runs_are_woken_by_few_messages_and_none_is_forg
 async def test_what_is_told_after_the_connection_was_cut_arrives(redis_url: str) -> None:
     queue, waker, redis = f"cut:{uuid4()}", Waker(redis_url), Redis.from_url(redis_url)
     waker.push(queue, "before")
-    assert await redis.brpop([queue], timeout=30) == (queue.encode(), b"before")
+    assert await redis.brpop([queue], timeout=int(PATIENCE)) == (queue.encode(), b"before")
     assert waker._telling is not None
     await waker._telling
     assert await redis.client_kill_filter(_id=str(await _id_of(waker))) == 1
     waker.push(queue, "after")
     await waker.close()
-    assert await redis.brpop([queue], timeout=30) == (queue.encode(), b"after")
+    assert await redis.brpop([queue], timeout=int(PATIENCE)) == (queue.encode(), b"after")
     await redis.aclose()
 
 
@@ -144,18 +140,15 @@ async def test_wake_ups_are_heard_while_anybody_follows_and_no_longer(
         async with aclosing(followers.subscribe(run_id)) as follower, aclosing(followers.subscribe(None)) as other:  # type: ignore[type-var] # they are generators
             # The first look comes when the process hears, whatever was told before.
             both = [asyncio.ensure_future(anext(one)) for one in (follower, other)]
-            await asyncio.wait_for(asyncio.gather(*both), 30)
+            await asyncio.wait_for(asyncio.gather(*both), PATIENCE)
             assert await _hearing(redis) == before + 1
             waker.wake(run_id)
-            await asyncio.wait_for(asyncio.gather(anext(follower), anext(other)), 30)
+            await asyncio.wait_for(asyncio.gather(anext(follower), anext(other)), PATIENCE)
             await other.aclose()
             assert await _hearing(redis) == before + 1
-        for _ in range(500):
-            if await _hearing(redis) == before:
-                break
-            await asyncio.sleep(0.01)
-        else:
-            raise AssertionError("nobody follows, and the process hears all the same")
+        async with asyncio.timeout(PATIENCE):
+            while await _hearing(redis) != before:
+                await asyncio.sleep(0.01)
     await redis.aclose()
 
 
@@ -185,7 +178,7 @@ async def test_a_doorbell_is_what_celery_would_have_sent_and_many_go_together(
             bell.ring(run_id)
         await bell.close()
         app.send_task(EXECUTE, args=["theirs"], queue=QUEUE, ignore_result=True)
-        taken = [queue.get(timeout=30) for _ in range(len(runs) + 1)]
+        taken = [queue.get(timeout=PATIENCE) for _ in range(len(runs) + 1)]
         for message in taken:
             message.ack()
         theirs = taken.pop()

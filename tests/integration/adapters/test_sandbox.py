@@ -23,6 +23,7 @@ from backend.adapters.sandbox.output import Output
 from backend.domain.config import SandboxConfig
 from backend.domain.ports import CommandResult
 from backend.errors import Unavailable
+from tests.patience import PATIENCE
 
 ROOT = Path(__file__).parents[3]
 LEVELS = ("bubblewrap", "namespaces", "landlock")
@@ -490,8 +491,6 @@ def alive(command: str) -> bool:
 
 
 async def until(condition) -> None:  # type: ignore[no-untyped-def]  # a callable that returns a bool
-    for _ in range(1000):
-        if condition():
-            return
-        await asyncio.sleep(0.02)
-    raise AssertionError("it did not happen within 20 s")
+    async with asyncio.timeout(PATIENCE):
+        while not condition():
+            await asyncio.sleep(0.02)

@@ -23,6 +23,7 @@ from backend.api.streams import Streams
 from backend.domain.event import EVENT_TYPES
 from backend.operations import events, runs
 from tests.integration.api.conftest import Post, Quiet
+from tests.patience import PATIENCE
 
 
 @pytest.fixture
@@ -58,7 +59,7 @@ async def set_status(sessions: Sessions, run_id: str, status: str) -> None:
 @asynccontextmanager
 async def following(address: str, run_id: str, **options: Any) -> AsyncIterator[AsyncIterator[str]]:
     async with (
-        httpx.AsyncClient(timeout=30) as client,
+        httpx.AsyncClient(timeout=PATIENCE) as client,
         client.stream("GET", f"http://{address}/api/runs/{run_id}/events", **options) as answer,
     ):
         assert answer.status_code == 200

@@ -24,6 +24,7 @@ from backend.api.streams import Streams
 from backend.domain.ids import DEFAULT_TENANT
 from tests.integration.api.conftest import Post, Quiet
 from tests.integration.api.test_events import address, tell
+from tests.patience import PATIENCE
 
 __all__ = ["address"]
 
@@ -127,7 +128,7 @@ async def test_the_stream_goes_on_after_the_last_id_and_can_begin_now(
 
     async def ids(count: int, **options: dict[str, str]) -> list[tuple[str, str]]:
         found: list[tuple[str, str]] = []
-        async with httpx.AsyncClient(timeout=30) as client, client.stream("GET", url, **options) as answer:  # type: ignore[arg-type]  # options of a request
+        async with httpx.AsyncClient(timeout=PATIENCE) as client, client.stream("GET", url, **options) as answer:  # type: ignore[arg-type]  # options of a request
             assert answer.status_code == 200, answer
             name = ""
             async for line in answer.aiter_lines():

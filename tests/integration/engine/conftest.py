@@ -24,6 +24,7 @@ from backend.engine.prompts import Library
 from backend.settings import EngineSettings
 from tests.acceptance.graphs import CHAIN
 from tests.integration.engine.interview import INTERVIEW
+from tests.patience import PATIENCE
 
 Script = Callable[[Position, int], Exchange | CallFailed]
 
@@ -107,7 +108,7 @@ class Company:
     def __init__(self, sessions: Sessions, pool: Any, make_run: Any, heartbeat: Heartbeat) -> None:
         self.sessions, self.pool, self.make_run = sessions, pool, make_run
         self.transport, self.bell, self.heartbeat = ScriptedTransport(), RecordingBell(), heartbeat
-        self.settings = EngineSettings(lease_seconds=3, heartbeat_seconds=0.2, shutdown_seconds=0.5)
+        self.settings = EngineSettings(lease_seconds=30, heartbeat_seconds=0.2, shutdown_seconds=0.5)
         self.executor = self.worker("one")
 
     def worker(self, name: str, prompts: PromptSet | None = None, **settings: Any) -> Executor:
@@ -153,12 +154,12 @@ class Company:
         return await self.pool.fetchrow("SELECT * FROM project_runs WHERE id = $1", run_id)
 
     async def until(self, condition: Callable[[], Any]) -> None:
-        for _ in range(3000):
-            found = condition()
-            if await found if asyncio.iscoroutine(found) else found:
-                return
-            await asyncio.sleep(0.02)
-        raise AssertionError("it did not happen within a minute")
+        async with asyncio.timeout(PATIENCE):
+            while True:
+                found = condition()
+                if await found if asyncio.iscoroutine(found) else found:
+                    return
+                await asyncio.sleep(0.02)
 
     async def waits_for_a_lock(self, statements: int = 1, *, unless: asyncio.Future[Any] | None = None) -> None:
         """Return when so many statements wait for somebody's lock, or what is awaited is done."""
@@ -205,7 +206,7 @@ class Company:
 @pytest.fixture
 async def company(sessions: Sessions, database_url: str, make_run: Any) -> AsyncIterator[Company]:
     pool = await open_pool(database_url)
-    heartbeat = Heartbeat(database_url, every=0.2, lease_seconds=3)
+    heartbeat = Heartbeat(database_url, every=0.2, lease_seconds=30)
     heartbeat.start()
     yield Company(sessions, pool, make_run, heartbeat)
     heartbeat.stop()

@@ -12,6 +12,7 @@ from backend.domain.model import CallFailed
 from backend.engine.reaper import Reaper
 from backend.operations import costs, invariants, questions, reports, runs
 from tests.integration.engine.conftest import Company, reply
+from tests.patience import PATIENCE
 
 _LOSE = (
     "UPDATE project_runs SET status = 'RUNNING', started_at = clock_timestamp(), lease_owner = 'test/dead',"
@@ -191,7 +192,7 @@ async def test_a_worker_that_took_a_run_up_again_after_its_lease_ran_out_gives_i
     lease.lose()
     await before
     worker.hold_all("shutdown")
-    await asyncio.wait_for(again, 60)
+    await asyncio.wait_for(again, PATIENCE)
     row = await company.row(run_id)
     assert (row["status"], row["lease_owner"], row["lease_epoch"], row["claims"]) == ("RUNNING", None, 2, 0)
     await holds(company)

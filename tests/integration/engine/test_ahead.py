@@ -21,6 +21,7 @@ from backend.domain.run import RunStatus
 from backend.engine.executor import Executor
 from backend.engine.loader import Graphs
 from tests.integration.engine.conftest import Company, EmptyBench
+from tests.patience import PATIENCE
 
 
 class State(TypedDict, total=False):
@@ -124,7 +125,7 @@ async def begin(world: World, company: Company, *, claims: int = 0) -> tuple[Any
 
 async def began_ahead(world: World, company: Company) -> tuple[Any, asyncio.Task[None]]:
     run_id, driving = await begin(world, company)
-    await asyncio.wait_for(world.began.wait(), 10)
+    await asyncio.wait_for(world.began.wait(), PATIENCE)
     # Whatever would not wait has gone on by then.
     await asyncio.sleep(0.2)
     assert (world.touched, company.transport.calls, await world.events()) == ([], [], [])

@@ -219,13 +219,13 @@ async def test_a_node_that_takes_too_long_fails_the_run(company: Company) -> Non
 
 
 async def test_a_node_wins_no_time_by_the_one_beside_it(company: Company) -> None:
-    run_id = await company.run(limits={"node_seconds": 4})
+    run_id = await company.run(limits={"node_seconds": 6})
     answer = company.transport.send
 
     async def send(choice: Any, request: Any, position: Position, *others: Any) -> Any:
         if position.node == "work":
-            # The first part is done after a second, and committed; the second one would take five.
-            await asyncio.sleep(0.5 if position.visit % 10 == 0 else 2.5)
+            # The first part is done after a second, and committed; the second one would take eight.
+            await asyncio.sleep(0.5 if position.visit % 10 == 0 else 4)
         return await answer(choice, request, position, *others)
 
     company.transport.send = send  # type: ignore[method-assign]  # one transport of one test
@@ -237,11 +237,11 @@ async def test_a_node_wins_no_time_by_the_one_beside_it(company: Company) -> Non
 
 
 async def test_a_call_in_flight_when_the_node_takes_too_long_is_paid_once(company: Company) -> None:
-    run_id = await company.run(limits={"node_seconds": 3})
+    run_id = await company.run(limits={"node_seconds": 8})
     company.transport.gate.clear()
     driving = asyncio.create_task(company.executor.execute(run_id))
     await company.until(lambda: company.transport.calls)
-    await asyncio.sleep(3.2)  # the node's time is over
+    await asyncio.sleep(8.2)  # the node's time is over
     company.transport.gate.set()
     await driving
     assert (await company.row(run_id))["stop_reason"] == "node_timeout"

@@ -154,7 +154,7 @@ async def test_of_two_hundred_parallel_calls_none_is_sent_when_the_time_is_over(
 
 
 async def test_a_call_in_flight_is_cut_when_the_time_is_over_and_booked_at_its_ceiling(company: Company) -> None:
-    run_id = await company.run(budget={"seconds": 1})
+    run_id = await company.run(budget={"seconds": 5})
     company.transport.gate.clear()
     await company.executor.execute(run_id)
     row = await company.row(run_id)
@@ -179,7 +179,7 @@ async def test_shares_of_every_limit_are_warned_of_once(company: Company, scope:
 
 
 async def test_shares_of_the_time_are_warned_of_once_over_slices(company: Company) -> None:
-    run_id = await company.run("hang", budget={"seconds": 2, "warn_at": [0.1, 0.5]})
+    run_id = await company.run("hang", budget={"seconds": 8, "warn_at": [0.1, 0.5]})
     query = (
         "SELECT array_agg(payload ->> 'share' ORDER BY seq) FROM events"
         " WHERE type = 'budget.warned' AND payload ->> 'unit' = 'seconds'"

@@ -12,6 +12,7 @@ from sqlalchemy import select
 from backend.adapters.db.tables import Question
 from backend.operations import questions
 from tests.integration.engine.conftest import Company
+from tests.patience import PATIENCE
 
 
 class Restarting:
@@ -49,7 +50,7 @@ class Restarting:
 
 async def drive(company: Company, run_id: UUID, status: str) -> None:
     """As a worker and its reaper would: come again while the run is left to its lease."""
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE):
         while (await company.row(run_id))["status"] != status:
             try:
                 await company.executor.execute(run_id)

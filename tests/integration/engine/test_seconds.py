@@ -23,6 +23,7 @@ from backend.engine.journal import Books, Journal
 from backend.engine.leases import Lease
 from backend.operations import budgets, questions
 from tests.integration.engine.conftest import Company
+from tests.patience import PATIENCE
 
 BOOKED = "SELECT scope, spent_seconds, reserved_seconds, limit_seconds FROM budgets ORDER BY scope"
 
@@ -44,6 +45,8 @@ async def books_are_right(company: Company) -> None:
 
 
 SHARED = pytest.mark.parametrize("scope", ["project", "tenant_month"])
+LAST = 5
+"""Seconds that are enough to come to a call that is never answered, on a machine that does much else."""
 
 
 @SHARED
@@ -90,7 +93,7 @@ async def test_time_that_is_granted_too_late_stops_no_run(
 @SHARED
 async def test_a_run_that_uses_the_last_second_is_stopped_with_its_call(company: Company, scope: str) -> None:
     run_id = await company.run()
-    await limit(company, run_id, scope, 1)
+    await limit(company, run_id, scope, LAST)
     company.transport.gate.clear()
     await company.executor.execute(run_id)
     row = await company.row(run_id)
@@ -102,7 +105,7 @@ async def test_a_run_that_uses_the_last_second_is_stopped_with_its_call(company:
     assert '"unit": "seconds"' in told
     ((_, spent, held, _),) = await company.pool.fetch(BOOKED)
     # A worker counts its time from before it was granted, so that it never passes what was.
-    assert (0 < spent <= 1, held) == (True, 0)
+    assert (0 < spent <= LAST, held) == (True, 0)
     assert (row["reserved_tokens"], row["spent_tokens_input"] + row["spent_tokens_output"]) == (0, 300)
     await books_are_right(company)
 
@@ -347,7 +350,7 @@ async def test_a_call_waits_for_time_in_whatever_order_the_answers_come(
         if "breaches" not in row:
             return row
         if (row["call"] is not None) == held_late:
-            await asyncio.wait_for(heard.wait(), 10)
+            await asyncio.wait_for(heard.wait(), PATIENCE)
         elif held_late:
             # What follows in this turn of the loop is what the refused call makes of its answer.
             asyncio.get_running_loop().call_later(0.01, heard.set)

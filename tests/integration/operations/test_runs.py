@@ -23,6 +23,7 @@ from backend.domain.config import RunConfig
 from backend.domain.run import ENDED, MOVES, Request, RunStatus
 from backend.errors import Conflict, Fault, Invalid, NotFound
 from backend.operations import events, projects, questions, runs, starting
+from tests.patience import PATIENCE
 
 Make = Callable[..., Awaitable[Any]]
 
@@ -316,7 +317,7 @@ async def test_a_start_that_waited_for_an_edit_follows_the_template_that_the_edi
         pid = await starter.scalar(text("SELECT pg_backend_pid()"))
         asked = asyncio.ensure_future(start(starter, project))
         waits = text("SELECT cardinality(pg_blocking_pids(:pid)) > 0")
-        async with asyncio.timeout(60), sessions() as watcher:
+        async with asyncio.timeout(PATIENCE), sessions() as watcher:
             while not await watcher.scalar(waits, {"pid": pid}):
                 await asyncio.sleep(0.01)
         await editor.commit()

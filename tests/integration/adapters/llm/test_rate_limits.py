@@ -11,6 +11,7 @@ import pytest
 
 from backend.adapters.llm.limits import ProviderLimits
 from backend.domain.config import ProviderConfig
+from tests.patience import PATIENCE
 
 ENDPOINT = ProviderConfig(base_url="http://127.0.0.1:9/v1", requests_per_minute=3)
 
@@ -18,7 +19,7 @@ ENDPOINT = ProviderConfig(base_url="http://127.0.0.1:9/v1", requests_per_minute=
 async def through(*waiting: Coroutine[Any, Any, None], expected: int) -> int:
     """How many get through at once: those who are expected have all the time they need, the others a moment longer."""
     tasks = [asyncio.ensure_future(one) for one in waiting]
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE):
         while sum(task.done() for task in tasks) < expected:
             await asyncio.wait([task for task in tasks if not task.done()], return_when=asyncio.FIRST_COMPLETED)
     await asyncio.sleep(0.2)

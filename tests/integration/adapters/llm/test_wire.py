@@ -12,6 +12,7 @@ import pytest
 
 from backend.adapters.llm.wire import BoundedClient, Capture, TooLarge, capturing
 from tests.openai_server import OpenAIServer, Reply, cut, disconnect, endless, error, silent, text
+from tests.patience import PATIENCE
 
 BODY = {"model": "scripted", "messages": [{"role": "user", "content": "go on"}]}
 
@@ -32,7 +33,7 @@ async def call(client: BoundedClient, server: OpenAIServer, capture: Capture, **
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE):
         while not condition():
             await asyncio.sleep(0.01)
 
