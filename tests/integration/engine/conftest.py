@@ -153,6 +153,11 @@ class Company:
     async def row(self, run_id: UUID) -> Any:
         return await self.pool.fetchrow("SELECT * FROM project_runs WHERE id = $1", run_id)
 
+    async def let_lease_end(self, run_id: UUID) -> None:
+        """As if the run's worker had died long ago."""
+        statement = "UPDATE project_runs SET lease_expires_at = clock_timestamp() WHERE id = $1"
+        await self.pool.execute(statement, run_id)
+
     async def until(self, condition: Callable[[], Any]) -> None:
         async with asyncio.timeout(PATIENCE):
             while True:

@@ -160,7 +160,7 @@ async def test_a_run_whose_worker_died_before_it_pinned_it_is_pinned_by_the_next
     with pytest.raises(RuntimeError, match="dead"):
         await company.claim(run_id, Library(pool, FIRST), pool)
     assert (await ended(company, run_id), await pins(company, run_id)) == (("RUNNING", None, None), None)
-    await company.pool.execute("UPDATE project_runs SET lease_expires_at = clock_timestamp() WHERE id = $1", run_id)
+    await company.let_lease_end(run_id)
     await company.worker("second", SECOND).execute(run_id)
     assert (await company.row(run_id))["status"] == "COMPLETED"
     assert await pins(company, run_id) == SECOND.hashes

@@ -127,17 +127,12 @@ def _sent(statement: tuple[str, list[Any]]) -> tuple[Any, ...]:
     return statement[0], *statement[1]
 
 
-async def kill(company: Company, run_id: UUID) -> None:
-    """Its worker died: what it held is found by whoever claims the run next."""
-    await company.pool.execute("UPDATE project_runs SET lease_expires_at = clock_timestamp() WHERE id = $1", run_id)
-
-
 async def test_fifty_runs_at_once_never_pass_the_seconds_of_a_month(company: Company) -> None:
     runs = [await company.run() for _ in range(50)]
     await limit(company, runs[0], "tenant_month", 20)
     for run_id in runs[:10]:
         assert (await renew(company, await fence_of(company, run_id), 0.5))["seconds"] == 0.5
-        await kill(company, run_id)
+        await company.let_lease_end(run_id)
     company.transport.gate.clear()
     worker = company.worker("short", slice_seconds=0.5)
 
@@ -191,7 +186,7 @@ class Chance:
         return False
 
     async def die(self, fence: Fence) -> bool:
-        await kill(self.company, fence.run_id)
+        await self.company.let_lease_end(fence.run_id)
         await self.company.pool.execute("UPDATE project_runs SET claims = 0 WHERE id = $1", fence.run_id)
         return False
 
@@ -208,7 +203,7 @@ async def test_in_whatever_order_things_happen_no_second_is_lost_or_counted_twic
         before = spent
         assert await company.pool.fetch("SELECT * FROM v_ledger_check") == []
     for run_id in runs:
-        await kill(company, run_id)
+        await company.let_lease_end(run_id)
         await chance.release(await fence_of(company, run_id))
     ((spent, held),) = await company.pool.fetch(LIMITS)
     since = "SELECT sum(extract(epoch FROM clock_timestamp() - started_at)) FROM project_runs"
@@ -387,7 +382,7 @@ async def test_calls_of_a_role_whose_worker_died_are_charged_what_they_held(comp
     company.transport.gate.clear()
     asking = asyncio.create_task(ask(books, 1))
     await company.until(lambda: company.transport.calls)
-    await kill(company, run_id)
+    await company.let_lease_end(run_id)
     await fence_of(company, run_id)
     assert [tuple(row) for row in await company.pool.fetch(LIMITS)] == [(120, 0)]
     await books_are_right(company)
