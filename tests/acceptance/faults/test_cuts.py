@@ -107,11 +107,15 @@ class Scissors:
 
 async def _to_its_end(company: Company, run_id: UUID) -> None:
     """Let another worker go on with a run that was cut, as often as people have to let it."""
-    while (status := (await company.row(run_id))["status"]) != "COMPLETED":
+    for _ in range(10):
+        status = (await company.row(run_id))["status"]
+        if status == "COMPLETED":
+            return
         if status in GO_ON:
             await company.check(run_id)
             await company.operate(GO_ON[status], run_id, by="ada")
         await company.executor.execute(run_id)
+    raise AssertionError(f"the run does not come to its end: {dict(await company.row(run_id))}")
 
 
 @numbers.patience(20)
@@ -131,11 +135,14 @@ async def test_a_run_that_is_cut_at_any_statement_pays_once_and_comes_to_the_sam
         return reply
 
     monkeypatch.setattr(company.transport, "send", think)
-    wanted, cut = numbers.of(alone.places), 0
-    for place in random.Random(way).sample(range(1, alone.places + 1), wanted):
+    reached = cut = 0
+    for place in random.Random(way).sample(range(1, alone.places + 1), numbers.of(alone.places)):
         company.transport.calls.clear()
         run_id = await company.run(budget={"seconds": 100_000})
-        await Scissors(company, run_id, way, place).drive()
+        scissors = Scissors(company, run_id, way, place)
+        await scissors.drive()
+        # Commits that meet share a statement: a run may come to its end some places earlier than another.
+        reached += scissors.places >= place
         await _to_its_end(company, run_id)
         await company.check(run_id)
         failed = await company.pool.fetchval(_FAILED, run_id)
@@ -147,4 +154,4 @@ async def test_a_run_that_is_cut_at_any_statement_pays_once_and_comes_to_the_sam
             assert await company.story(run_id) == story, f"at place {place}"
         cut += failed
     named = f"cut by: {way}{', thinking' if thinking else ''}"
-    numbers.report(named, wanted, wanted, "places", places_in_all=alone.places, calls_cut=cut)
+    numbers.report(named, reached, numbers.of(100), "places", places_in_all=alone.places, calls_cut=cut)
