@@ -1,4 +1,4 @@
-"""A run is cut at every statement with which its worker drives it, there and back: nothing is lost, nothing is doubled."""
+"""A run is cut at every statement that drives it, on its way there or back: nothing is lost, nothing is doubled."""
 
 from __future__ import annotations
 
