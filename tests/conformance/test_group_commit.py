@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import asyncpg
 import pytest
 
-from backend.adapters.db.checkpointer import GroupCommit, LeaseLost
+from backend.adapters.db.checkpointer import GroupCommit, LeaseLost, grouping
 from backend.domain import effect
 from backend.engine.driving import drive, prepare
 from backend.errors import Invalid
@@ -185,22 +185,31 @@ async def test_a_run_that_is_cancelled_as_its_commit_arrives_takes_no_other_with
         assert await runs.story(fence.run_id) == whole
 
 
-async def test_a_connection_that_died_between_two_commits_costs_nobody_anything(runs: Runs) -> None:
+async def test_a_connection_that_died_between_two_commits_costs_nobody_anything(
+    runs: Runs, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     group = GroupCommit(runs.pool, flights=1)
     killed: list[int] = []
+    # A connection of its own: one from the pool could be the very one that it looks for.
+    killer = await asyncpg.connect(database_url)
 
     async def kill(state: Any) -> Any:
         # The flight rests over its connection while this node runs: the last statement on it was a shared commit.
-        while not killed:
-            found = await runs.rows(
-                "SELECT pid, pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database()"
-                " AND query LIKE 'WITH given%' AND state = 'idle' AND pid <> pg_backend_pid()"
-            )
-            killed.extend(pid for pid, _ in found)
+        async with asyncio.timeout(PATIENCE):
+            while not killed:
+                found = await killer.fetch(
+                    "SELECT pid, pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database()"
+                    " AND query LIKE 'WITH given%' AND state = 'idle'"
+                )
+                killed.extend(row["pid"] for row in found)
+        resting.undo()
         return decide(state)
 
     fence = await runs.leased()
-    await runs.drive(fence, build(decide=kill), group=group)
+    with monkeypatch.context() as resting:
+        resting.setattr(grouping, "_REST_SECONDS", PATIENCE)
+        await runs.drive(fence, build(decide=kill), group=group)
+    await killer.close()
     await runs.drive(await runs.leased(), build(), group=group)
     whole = await runs.story((await runs.leased_twin(build())).run_id)
     assert await runs.story(fence.run_id) == whole
