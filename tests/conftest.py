@@ -24,7 +24,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from backend.adapters.db import engine as engines
 from backend.adapters.db import migrate
+from backend.adapters.db import pool as pools
 from backend.adapters.db.engine import Sessions, asyncpg_url, connect, sessions_of
+from backend.adapters.db.pool import open_pool
 from backend.adapters.db.tables import Project, ProjectRun
 from backend.domain.config import RunConfig
 from backend.engine.embedded import Stack
@@ -157,6 +159,16 @@ async def engine(database_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIte
         engine = connect(database_url, answer=PATIENCE)
     yield engine
     await engine.dispose()
+
+
+@pytest.fixture
+async def pool(database_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Any]:
+    """The raw pool over this test's own database, as patient as the engine."""
+    with monkeypatch.context() as patience:
+        patience.setattr(pools, "CONNECT", PATIENCE)
+        opened = await open_pool(database_url, command_timeout=PATIENCE, patience=PATIENCE)
+    yield opened
+    await opened.close()
 
 
 @pytest.fixture

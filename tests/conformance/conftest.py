@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import operator
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Annotated, Any, TypedDict
 from uuid import UUID, uuid4
@@ -17,7 +17,6 @@ from langgraph.types import Send
 from backend.adapters.db.checkpointer import RunSaver
 from backend.adapters.db.commit import Fence
 from backend.adapters.db.engine import Sessions
-from backend.adapters.db.pool import open_pool
 from backend.domain import effect
 from backend.domain.comment import CommentType
 from backend.domain.role import Role
@@ -164,13 +163,6 @@ def task_of(name: str, began: list[str]) -> Any:
 
 def decided(state: Any) -> Any:
     return {"effects": [effect.end_run(RunStatus.COMPLETED, "All is done.", {})]}
-
-
-@pytest.fixture
-async def pool(database_url: str) -> AsyncIterator[Any]:
-    opened = await open_pool(database_url)
-    yield opened
-    await opened.close()
 
 
 @pytest.fixture(params=[False, True], ids=["in_turn", "ahead"])

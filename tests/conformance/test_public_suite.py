@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from typing import Any
 
 from langgraph.checkpoint.conformance import checkpointer_test, validate
 from langgraph.checkpoint.conformance.capabilities import Capability
 
 from backend.adapters.db.checkpointer import RunSaver
-from backend.adapters.db.pool import open_pool
 
 
-async def test_the_saver_passes_every_capability_of_the_public_suite(database_url: str) -> None:
-    pool = await open_pool(database_url)
-
+async def test_the_saver_passes_every_capability_of_the_public_suite(pool: Any) -> None:
     @checkpointer_test(name="RunSaver")
     async def saver() -> AsyncIterator[RunSaver]:
         yield RunSaver(pool)
 
-    try:
-        report = await validate(saver)
-    finally:
-        await pool.close()
+    report = await validate(saver)
     failures = [failure for result in report.results.values() for failure in result.failures or ()]
     assert failures == []
     assert {name for name, result in report.results.items() if result.passed} == {one.value for one in Capability}

@@ -6,12 +6,14 @@ import asyncio
 import contextlib
 import json
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
 from tests.openai_server.replies import Reply, chunks, completion, error
+from tests.patience import PATIENCE
 
 Script = Callable[[dict[str, Any]], Reply] | Callable[[dict[str, Any], Mapping[str, str]], Reply] | Sequence[Reply]
 
@@ -23,6 +25,8 @@ class Received:
     path: str
     headers: Mapping[str, str]
     json: dict[str, Any]
+    at: float = field(default_factory=time.monotonic)
+    """Seconds of the monotonic clock."""
 
 
 class OpenAIServer:
@@ -49,8 +53,8 @@ class OpenAIServer:
 
     def __enter__(self) -> OpenAIServer:
         self._thread.start()
-        if not self._ready.wait(10):
-            raise RuntimeError("The loopback model server did not come up within 10 s.")
+        if not self._ready.wait(PATIENCE):
+            raise RuntimeError(f"The loopback model server did not come up within {PATIENCE} s.")
         return self
 
     def __exit__(

@@ -13,7 +13,6 @@ import pytest
 from fastapi import FastAPI
 
 from backend.adapters.db.engine import Sessions, connect, sessions_of
-from backend.adapters.db.pool import open_pool
 from backend.adapters.db.tables import ProjectTemplate
 from backend.api.app import create_app
 from backend.api.installation import Installation
@@ -152,11 +151,11 @@ def _client(app: FastAPI) -> httpx.AsyncClient:
 
 
 @pytest.fixture
-async def desk(tmp_path: Path, database_url: str, sessions: Sessions, make_run: Any) -> AsyncIterator[Desk]:
+async def desk(tmp_path: Path, database_url: str, sessions: Sessions, pool: Any, make_run: Any) -> AsyncIterator[Desk]:
     async with sessions.begin() as session:
         described = {"title": "Standard", "graph": "software_company", "content_hash": "0" * 64}
         session.add(ProjectTemplate(slug="standard", version=1, config_patch={}, **described))
-    heartbeat, pool = Heartbeat(database_url, every=60, lease_seconds=60), await open_pool(database_url)
+    heartbeat = Heartbeat(database_url, every=60, lease_seconds=60)
     async with Proxy(database_url) as proxy:
         engine = connect(proxy.url)
         lossy = _app(tmp_path / "home", sessions_of(engine))
@@ -164,7 +163,6 @@ async def desk(tmp_path: Path, database_url: str, sessions: Sessions, make_run: 
         async with _client(app) as client, _client(lossy) as over_proxy:
             yield Desk(app, client, over_proxy, proxy, Company(sessions, pool, make_run, heartbeat))
         await engine.dispose()
-    await pool.close()
 
 
 def _filled(given: Any, made: dict[str, str]) -> Any:

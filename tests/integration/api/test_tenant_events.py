@@ -124,12 +124,13 @@ async def test_the_stream_goes_on_after_the_last_id_and_can_begin_now(
 ) -> None:
     run_id = (await new_run())["id"]
     await tell(sessions, bell, run_id, 5)
-    url = f"http://{address}/api/events"
+    url, opened = f"http://{address}/api/events", asyncio.Event()
 
     async def ids(count: int, **options: dict[str, str]) -> list[tuple[str, str]]:
         found: list[tuple[str, str]] = []
         async with httpx.AsyncClient(timeout=PATIENCE) as client, client.stream("GET", url, **options) as answer:  # type: ignore[arg-type]  # options of a request
             assert answer.status_code == 200, answer
+            opened.set()
             name = ""
             async for line in answer.aiter_lines():
                 if line.startswith("id: "):
@@ -144,8 +145,9 @@ async def test_the_stream_goes_on_after_the_last_id_and_can_begin_now(
     assert [kind for _, kind in every] == ["project.created", "run.created", *["model.called"] * 5]
     assert await ids(4, headers={"Last-Event-ID": every[2][0]}) == every[3:]
     assert await ids(4, params={"after": every[2][0]}) == every[3:]
+    opened.clear()
     live = asyncio.create_task(ids(1, params={"after": "now"}))
-    await asyncio.sleep(0.5)
+    await asyncio.wait_for(opened.wait(), PATIENCE)
     await tell(sessions, bell, run_id, 0, end=True)
     assert [kind for _, kind in await live] == ["run.completed"]
 

@@ -12,7 +12,6 @@ from uuid import UUID
 import pytest
 
 from backend.adapters.db.engine import Sessions, transaction
-from backend.adapters.db.pool import open_pool
 from backend.agents.prompt import PromptSet
 from backend.domain.config import RunConfig
 from backend.domain.model import CallFailed, Choice, Exchange, ModelRequest, Position, Quote, Usage
@@ -209,10 +208,8 @@ class Company:
 
 
 @pytest.fixture
-async def company(sessions: Sessions, database_url: str, make_run: Any) -> AsyncIterator[Company]:
-    pool = await open_pool(database_url)
+async def company(sessions: Sessions, pool: Any, database_url: str, make_run: Any) -> AsyncIterator[Company]:
     heartbeat = Heartbeat(database_url, every=0.2, lease_seconds=30)
     heartbeat.start()
     yield Company(sessions, pool, make_run, heartbeat)
     heartbeat.stop()
-    await pool.close()
