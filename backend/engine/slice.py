@@ -10,6 +10,7 @@ import asyncio
 import json
 import logging
 import time
+import traceback
 from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -77,6 +78,8 @@ class Shared:
     owner: str
     leftovers: Leftovers | None = None
     """Clears away the worktrees of a run that ends."""
+    out_of_memory: Callable[[], None] = lambda: None
+    """Asks this process to leave, which cannot be trusted any more."""
     group: GroupCommit = field(init=False)
 
     def __post_init__(self) -> None:
@@ -376,6 +379,13 @@ class Slice:
     async def _fail(self, why: BaseException) -> bool:
         if isinstance(why, CompanyError) and why.code == DATABASE_AWAY:
             _log.warning("The run is left to its lease: %s", why)
+            return False
+        if isinstance(why, MemoryError):
+            # Which run's fault it is cannot be seen from here. It is as if the worker had died, which uses up a claim:
+            # who takes one worker after another down is given up, and its neighbours go on.
+            traceback.clear_frames(why.__traceback__)
+            _log.error("There is no memory left. The run is left to its lease, and the worker leaves.", exc_info=why)
+            self._shared.out_of_memory()
             return False
         at_fault = isinstance(why, StepFailed) and why.replies_at_fault
         end = _end_of(why, self._claimed.facts.config.limits.node_seconds)

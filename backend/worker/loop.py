@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
 import socket
 import threading
 from contextlib import AsyncExitStack, suppress
+from functools import partial
 from typing import TYPE_CHECKING
 from uuid import UUID, uuid4
 
@@ -170,6 +172,7 @@ class LoopThread:
                 settings=settings.engine,
                 owner=self.name,
                 leftovers=leftovers,
+                out_of_memory=partial(os.kill, os.getpid(), signal.SIGTERM),
             )
             background = [
                 asyncio.create_task(Reaper(sessions, self._bell, every=settings.engine.reaper_seconds).run()),

@@ -44,6 +44,8 @@ async def test_a_network_that_swallows_delays_and_resets_costs_a_delay_and_nothi
             nursery.start(crew.environment | through)
         made = [await crew.run() for _ in range(3)]
         async with Desk(crew, nursery, **through) as desk, visited(desk, made[0]) as visitors:
+            # A fault that comes before the workers is none.
+            await _begun(crew, made[0])
             for _ in range(rounds):
                 made += [await crew.run() for _ in range(4)]
                 await asyncio.sleep(chance.uniform(0.5, 1.5))
@@ -149,28 +151,31 @@ async def test_a_disk_without_room_costs_a_delay_and_nothing_else(
     await migrate.upgrade(url)
     engine = connect(url)
     crew = Crew(tmp_path, url, redis_url, sessions_of(engine), make_run)
-    refused, restarts = 0, 0
+    fills, hit, restarts = 0, 0, 0
     with crew.server:
         try:
             nursery.start(crew.environment)
             made = [await crew.run() for _ in range(3)]
             async with Desk(crew, nursery) as desk, visited(desk, made[0]) as visitors:
-                for _ in range(rounds):
+                # On a busy machine all runs may be over when the disk is full: a fill that nobody meets is no fault.
+                while hit < rounds:
+                    before = disk.refused()
                     made += [await crew.run() for _ in range(20)]
                     # Not before they are on their way, since the room that is left is taken at once.
                     await _begun(crew, made[-10])
                     disk.fill()
-                    refused += await _until_refused(crew)
+                    await _until_refused(crew)
+                    fills += 1
                     await asyncio.sleep(2)
                     restarts += disk.free()
                     back = time.monotonic()
                     await _patiently(crew, made)
                     recovered = round(time.monotonic() - back, 1)
+                    hit += disk.refused() > before
                 await asyncio.sleep(1)
-            counts = {"writes of ours refused": disk.refused(), "server restarts": restarts}
+            counts = {"fills in all": fills, "writes of ours refused": disk.refused(), "server restarts": restarts}
             counts |= {"seconds until all runs ended": recovered, "runs": len(made)}
-            visitors.report("full disk", back, refused, rounds, "times", **counts)
-            assert disk.refused() >= rounds, "nobody who works met a full disk"
+            visitors.report("full disk", back, hit, rounds, "times", **counts)
             assert set(await crew.query("SELECT status FROM project_runs")) == {("COMPLETED",)}, crew.log()
             await crew.check()
             cut = (await crew.query("SELECT count(*) FROM model_calls WHERE status = 'failed'"))[0][0]
@@ -189,7 +194,7 @@ async def _begun(crew: Crew, run_id: UUID) -> None:
             await asyncio.sleep(0.02)
 
 
-async def _until_refused(crew: Crew) -> int:
+async def _until_refused(crew: Crew) -> None:
     """Write until the database says that there is no room, or is gone."""
     async with asyncio.timeout(PATIENCE):
         while True:
@@ -197,7 +202,7 @@ async def _until_refused(crew: Crew) -> int:
                 await crew.query("CREATE TABLE IF NOT EXISTS ballast (a text)")
                 await crew.query("INSERT INTO ballast SELECT repeat('x', 2000) FROM generate_series(1, 500)")
             except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
-                return 1
+                return
 
 
 async def _patiently(crew: Crew, made: list[UUID]) -> None:

@@ -218,6 +218,26 @@ async def test_a_node_that_takes_too_long_fails_the_run(company: Company) -> Non
     await company.check(run_id)
 
 
+async def test_a_run_that_finds_no_memory_is_left_to_its_lease_and_its_worker_leaves(company: Company) -> None:
+    run_id, answer, left = await company.run(), company.transport.send, []
+    company.executor.out_of_memory = lambda: left.append(True)
+
+    async def send(choice: Any, request: Any, position: Position, *others: Any) -> Any:
+        if position.node == "review":
+            raise MemoryError
+        return await answer(choice, request, position, *others)
+
+    company.transport.send = send  # type: ignore[method-assign]  # one transport of one test
+    await company.executor.execute(run_id)
+    row = await company.row(run_id)
+    assert (row["status"], row["lease_owner"], left) == ("RUNNING", "test/one", [True])
+    company.transport.send = answer  # type: ignore[method-assign]  # one transport of one test
+    await company.let_lease_end(run_id)
+    await company.executor.execute(run_id)
+    assert ((await company.row(run_id))["status"], left) == ("COMPLETED", [True])
+    await company.check(run_id)
+
+
 async def test_a_node_wins_no_time_by_the_one_beside_it(company: Company) -> None:
     run_id = await company.run(limits={"node_seconds": 6})
     answer = company.transport.send
